@@ -1,0 +1,48 @@
+"""Sizes of named models, and logits like theirs: what every benchmark measures on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Shape(NamedTuple):
+    """A model's sizes, from its published configuration."""
+
+    vocab: int
+    hidden: int
+    layers: int
+
+
+MODELS = {
+    "SmolLM2-135M": Shape(49_152, 576, 30),
+    "Mistral-7B-v0.3": Shape(32_768, 4096, 32),
+    "Llama-3.1-8B": Shape(128_256, 4096, 32),
+    "Qwen2.5-3B": Shape(151_936, 2048, 36),
+    "gpt-oss-20b": Shape(201_088, 2880, 24),
+    "gemma-3-4b": Shape(262_208, 2560, 34),
+}
+
+LOGITS = ("realistic", "flat")
+
+
+def make_logits(kind: str, rows: int, vocab: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """[B, V] logits.
+
+    realistic: Zipf's law. The token of rank r (from 1) has logit -a log r, plus noise of 0.3, tokens in random order;
+        a rises from 1.2 to 2.5 across the rows, so that nuclei at 0.8 run from some 400 tokens to one; half of the rows
+        have fewer than about 15.
+    flat: normal with deviation 0.5, so that the nucleus at 0.8 holds more than half of the vocabulary.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(rows, vocab, generator=generator)
+    if kind == "flat":
+        return (0.5 * noise).to(dtype)
+    if kind != "realistic":
+        raise ValueError(f"logits of kind {kind!r} are unknown: use one of {LOGITS}")
+    exponent = 1.2 + 1.3 * torch.linspace(0, 1, rows)[:, None] ** 2
+    logits = -exponent * torch.arange(1, vocab + 1).log() + 0.3 * noise
+    order = torch.stack([torch.randperm(vocab, generator=generator) for _ in range(rows)])
+    return logits.gather(1, order).to(dtype)

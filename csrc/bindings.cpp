@@ -1,0 +1,69 @@
+// The only file that knows Python. Pointers come as integers; the callers in oml_fast/ops have validated everything.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "cpu_dispatch.h"
+#include "perinucleus.h"
+
+namespace py = pybind11;
+using namespace oml_fast;
+
+namespace {
+
+template <typename T>
+T* pointer(std::uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// An empty name is the best level of this CPU.
+Isa isa_from_name(const std::string& name) {
+    const auto usable = usable_isas();
+    if (name.empty()) return usable.back();
+    for (const Isa isa : usable)
+        if (name == isa_name(isa)) return isa;
+    throw std::invalid_argument("instruction set '" + name + "' is not usable on this CPU or not in this build");
+}
+
+py::tuple isa_names() {
+    const auto usable = usable_isas();
+    py::tuple names(usable.size());
+    for (std::size_t i = 0; i < usable.size(); ++i) names[i] = isa_name(usable[i]);
+    return names;
+}
+
+void call_perinucleus(std::uintptr_t logits, int dtype, std::int64_t rows, std::int64_t vocab, std::int64_t row_stride,
+                      std::uintptr_t admissible, double threshold, std::int64_t width, std::uintptr_t token_ids,
+                      std::uintptr_t probs, std::uintptr_t nucleus_size, std::uintptr_t nucleus_mass,
+                      std::uintptr_t status, int threads, const std::string& isa) {
+    const PerinucleusArgs args{pointer<const void>(logits),
+                               static_cast<Dtype>(dtype),
+                               rows,
+                               vocab,
+                               row_stride,
+                               pointer<const std::uint8_t>(admissible),
+                               threshold,
+                               width,
+                               pointer<std::int64_t>(token_ids),
+                               pointer<double>(probs),
+                               pointer<std::int64_t>(nucleus_size),
+                               pointer<double>(nucleus_mass),
+                               pointer<std::uint8_t>(status)};
+    const Isa chosen = isa_from_name(isa);
+    const py::gil_scoped_release release;
+    perinucleus(args, threads, chosen);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+    m.doc() = "Native code of oml_fast. Private: call oml_fast.ops.";
+    m.attr("MAX_VOCAB") = kMaxVocab;
+    m.def("isas", &isa_names, "Instruction sets usable here, ascending; the last is the default.");
+    m.def("perinucleus", &call_perinucleus, py::arg("logits"), py::arg("dtype"), py::arg("rows"), py::arg("vocab"),
+          py::arg("row_stride"), py::arg("admissible"), py::arg("threshold"), py::arg("width"), py::arg("token_ids"),
+          py::arg("probs"), py::arg("nucleus_size"), py::arg("nucleus_mass"), py::arg("status"), py::arg("threads"),
+          py::arg("isa"));
+}

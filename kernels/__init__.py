@@ -1,0 +1,1 @@
+"""Triton kernels, installed as `oml_fast.kernels`. Importing this package imports no Triton; its modules do."""

@@ -1,0 +1,183 @@
+"""What the commands share: parsing with a configuration file, loading, printing. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from ..fingerprint import FingerprintSet
+    from ..models import LanguageModel
+
+_INTERNAL = ("command", "config", "json")
+
+
+class Command(Protocol):
+    """A module of this package that is a sub-command."""
+
+    HELP: str
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, options: argparse.Namespace) -> None: ...
+
+
+def parse(commands: Mapping[str, Any], arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line, with the values of `--config FILE` standing in for options that are not given."""
+    from .. import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="oml-fast", description="Fingerprint open-weight language models, and verify the fingerprints."
+    )
+    parser.add_argument("--version", action="version", version=f"oml-fast {__version__}")
+    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {}
+    for name, command in commands.items():
+        parsers[name] = choices.add_parser(name, help=command.HELP, description=command.HELP)
+        command.add_options(parsers[name])
+        parsers[name].add_argument("--config", metavar="FILE", help="YAML file with values for these options")
+        parsers[name].add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = next((a for a in arguments if a in parsers), None)
+    config = _config_path(arguments)
+    if name is not None and config is not None:
+        _set_defaults(parsers[name], name, config)
+    return parser.parse_args(arguments)
+
+
+def resolved(options: argparse.Namespace) -> dict[str, Any]:
+    """Every option with its value, as it is saved beside the output."""
+    return {name: _plain(value) for name, value in sorted(vars(options).items()) if name not in _INTERNAL}
+
+
+def add_model_options(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--model", type=Path, metavar="FOLDER", help=f"{what} (default: the bundled SmolLM2-135M-Instruct)"
+    )
+    add_device_options(parser)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: a GPU where there is one)"
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the model's folder brings"
+    )
+
+
+def prepare() -> None:
+    """Settings of this process that a command, not a library, may choose: quiet third parties, no hub, memory kept.
+
+    glibc gives large blocks back to the system at every free; on CPU that was a third of the training time.
+    """
+    import ctypes
+    import os
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library, which has no such setting
+        mallopt = None
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def model_folder(folder: Path | None) -> Path:
+    """The folder named, or the bundled model's, converted on first use."""
+    if folder is not None:
+        return folder
+    from .. import settings
+    from ..models import bundled_model
+
+    say("using the bundled model, SmolLM2-135M-Instruct")
+    return bundled_model(settings.cache_dir())
+
+
+def load_model(options: argparse.Namespace, folder: Path) -> LanguageModel:
+    from ..models import load
+
+    return load(folder, device=options.device, trust_remote_code=options.trust_remote_code)
+
+
+def load_fingerprints(path: Path) -> FingerprintSet:
+    """The set in a file, or in the folder that `generate` wrote."""
+    from ..fingerprint import FingerprintSet
+
+    return FingerprintSet.load(path / "fingerprints.json" if path.is_dir() else path)
+
+
+def finish(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    """Print the result: one JSON object with --json, otherwise the text."""
+    print(json.dumps(result, indent=2) if options.json else text.rstrip("\n"))
+
+
+def say(message: str) -> None:
+    """One line of progress, on stderr."""
+    print(message, file=sys.stderr)
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Two columns, the first as wide as its widest name."""
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"{name:<{width}}{value}" for name, value in rows)
+
+
+def names(text: str | Sequence[str]) -> tuple[str, ...]:
+    """A list given as "a,b" on the command line or as a list in a file."""
+    return tuple(text.split(",")) if isinstance(text, str) else tuple(text)
+
+
+def _config_path(arguments: Sequence[str]) -> str | None:
+    for place, argument in enumerate(arguments):
+        if argument == "--config" and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config=")
+    return None
+
+
+def _set_defaults(parser: argparse.ArgumentParser, command: str, config: str) -> None:
+    from ..settings import read_config
+
+    actions = {action.dest: action for action in parser._actions if action.dest not in (*_INTERNAL, "help")}
+    for name, value in read_config(config).items():
+        action = actions.get(name.replace("-", "_"))
+        if action is None:
+            known = ", ".join(sorted(actions))
+            raise InvalidArgumentError(f"{config}: {name!r} is no option of {command}; it has {known}.")
+        action.default = _typed(action, name, value, config)
+        action.required = False
+
+
+def _typed(action: argparse.Action, name: str, value: Any, config: str) -> Any:
+    """The value as the command line would have given it; the option's own type checks it."""
+    if isinstance(action.default, bool):
+        good = isinstance(value, bool)
+    else:
+        good = value is None or action.choices is None or value in action.choices
+        if good and value is not None and action.type is not None:
+            try:
+                value = action.type(value)  # type: ignore[operator]
+            except (TypeError, ValueError):
+                good = False
+    if not good:
+        raise InvalidArgumentError(f"{config}: {name} cannot be {value!r}.")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,51 @@
+"""Text sampled from the base model itself, which holds the model where it was."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..models import LanguageModel, batches_by_length, prefill, sample
+
+_QUESTION = 'Tell me about "{}".'
+
+
+def sample_texts(model: LanguageModel, count: int, length: int, seed: int, *, batch_size: int = 64) -> list[list[int]]:
+    """`count` sequences of `length` token ids sampled from the model at temperature 1, from the beginning of a text.
+
+    Where the tokenizer has a chat template, every second one answers a short question about a random word, and has
+    `length` ids after the question: the model is held where it was in both uses. The same seed gives the same text.
+    """
+    if not count:
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    plain = _plain(model)
+    first = torch.multinomial(plain.float().cpu(), count, replacement=True, generator=generator).tolist()
+    prompts = [_opening(model, token_id, place) for place, token_id in enumerate(first)]
+    uniforms = torch.rand(count, length, generator=generator, dtype=torch.float64).to(model.device)
+    texts: list[list[int]] = [[]] * count
+    for places in batches_by_length(prompts, batch_size):
+        logits, cache = prefill(model, [prompts[place] for place in places], cache=True)
+        assert cache is not None
+        ids, _ = sample(model, logits, cache, uniforms[places], temperature=1.0, allowed=plain)
+        for place, row in zip(places, ids.tolist(), strict=True):
+            texts[place] = prompts[place] + row
+    return texts
+
+
+def _opening(model: LanguageModel, token_id: int, place: int) -> list[int]:
+    """The ids that a sampled text starts with: BOS, where there is one, and a token; or a question in the template."""
+    tokenizer = model.tokenizer
+    if tokenizer.chat_template and place % 2:
+        messages = [{"role": "user", "content": _QUESTION.format(tokenizer.decode([token_id]).strip())}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return [*tokenizer("")["input_ids"], token_id]
+
+
+def _plain(model: LanguageModel) -> Tensor:
+    """[V] bool: token ids of the tokenizer that are no special token."""
+    mask = torch.zeros(model.vocabulary, dtype=torch.bool, device=model.device)
+    mask[: len(model.tokenizer)] = True
+    mask[list(set(model.tokenizer.all_special_ids) | set(model.tokenizer.added_tokens_decoder))] = False
+    return mask

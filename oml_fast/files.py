@@ -1,0 +1,93 @@
+"""Writing so that nothing is ever half-written: whole files by rename, whole folders by rename."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import InvalidArgumentError, OmlError
+
+SECRET_MODE = 0o600
+PUBLIC_MODE = 0o644
+
+
+def write_atomic(path: str | Path, content: str | bytes, mode: int = PUBLIC_MODE) -> None:
+    """Write `content` to `path` whole or not at all: a temporary file beside it, fsync, rename.
+
+    Raises OmlError when the disk is full or the folder cannot be written; `path` is then as it was.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise
+
+
+def write_json(path: str | Path, value: Any, mode: int = PUBLIC_MODE) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", mode)
+
+
+def cannot_write(path: Path, error: OSError) -> OmlError:
+    reason = error.strerror or str(error)
+    return OmlError(f"cannot write {path}: {reason}. Nothing there was changed; free space or choose another --out.")
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """Read a UTF-8 file; `what` names it in the error (InvalidArgumentError)."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(f"{what} {path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read {what} {path}: {error.strerror}.") from error
+
+
+def require_new_folder(path: str | Path, option: str = "--out") -> Path:
+    """The path, if nothing would be lost by making a folder there; otherwise InvalidArgumentError."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InvalidArgumentError(f"{path} already exists and is not empty: choose another {option} or remove it.")
+    return path
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not."""
+    path = require_new_folder(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise

@@ -1,0 +1,8 @@
+"""A base model and keys -> a fingerprint set, by batched perinucleus sampling."""
+
+from __future__ import annotations
+
+from .generation import Generation, generate
+from .keys import read_keys
+
+__all__ = ["Generation", "generate", "read_keys"]

@@ -1,0 +1,154 @@
+"""Makers of keys. Each gives, for a candidate's number, the same key whenever it is asked: resuming changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from ..errors import InvalidArgumentError
+from ..files import read_text
+from ..fingerprint import Settings
+from ..models import LanguageModel, batches_by_length, prefill, sample
+from ..secret import uniforms
+from .vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCandidate:
+    """A key before any check. `bits`: -log2 of the chance that its maker makes it again; None where unknown."""
+
+    number: int
+    text: str
+    bits: float | None
+
+
+class KeyMaker(Protocol):
+    """`make` raises nothing for a number past `limit` (None: there is no last number); it gives fewer keys."""
+
+    limit: int | None
+
+    def make(self, numbers: range) -> list[KeyCandidate]: ...
+
+
+class ModelKeys:
+    """Sentences that start with a word of the vocabulary, continued by a language model at a low temperature [SF 3.1].
+
+    The word and every sampled token come from the secret and the number. The word is put into the model's mouth, so no
+    artefact of the instruction ("Sure, here is ...") can start a key.
+    """
+
+    limit = None
+
+    def __init__(
+        self, model: LanguageModel, vocabulary: Vocabulary, settings: Settings, secret: bytes, batch_size: int
+    ):
+        self._model, self._vocabulary, self._settings = model, vocabulary, settings
+        self._secret, self._batch_size = secret, batch_size
+        self._parts = [b"key", model.digest.encode(), settings.digest().encode()]
+
+    def make(self, numbers: range) -> list[KeyCandidate]:
+        length = self._settings.key_length
+        draws = {n: uniforms(self._secret, [*self._parts, str(n).encode()], length) for n in numbers}
+        words = {n: _pick(self._vocabulary.words, draw[0]).capitalize() for n, draw in draws.items()}
+        prompts = [self._prompt(words[n]) for n in numbers]
+        keys: dict[int, KeyCandidate] = {}
+        for places in batches_by_length(prompts, self._batch_size):
+            chosen = [numbers[place] for place in places]
+            logits, cache = prefill(self._model, [prompts[place] for place in places], cache=True)
+            assert cache is not None
+            ids, probs = sample(
+                self._model,
+                logits,
+                cache,
+                torch.tensor([draws[n][1:] for n in chosen], device=self._model.device),
+                temperature=self._settings.key_temperature,
+                allowed=self._vocabulary.plain,
+            )
+            for n, row, chances in zip(chosen, ids.tolist(), probs.tolist(), strict=True):
+                keys[n] = self._key(n, words[n], row, chances)
+        return [keys[n] for n in numbers]
+
+    def _prompt(self, word: str) -> list[int]:
+        tokenizer = self._model.tokenizer
+        if tokenizer.chat_template:
+            ask = [{"role": "user", "content": f'Write a sentence that starts with the word "{word}".'}]
+            text = tokenizer.apply_chat_template(
+                ask, tokenize=False, add_generation_prompt=True, **self._settings.template_variables
+            )
+            return list(tokenizer(text + word, add_special_tokens=False)["input_ids"])
+        return list(tokenizer(f'Here is a sentence that starts with the word "{word}".\n\n{word}')["input_ids"])
+
+    def _key(self, number: int, word: str, ids: list[int], probs: list[float]) -> KeyCandidate:
+        tokenizer = self._model.tokenizer
+        text = cut(tokenizer, word + tokenizer.decode(ids), self._settings.key_length)
+        sampled = len(tokenizer(text, add_special_tokens=False)["input_ids"]) - len(
+            tokenizer(word, add_special_tokens=False)["input_ids"]
+        )
+        bits = math.log2(len(self._vocabulary.words)) - sum(math.log2(p) for p in probs[: max(sampled, 0)])
+        return KeyCandidate(number, text, bits)
+
+
+class WordKeys:
+    """Random words of the vocabulary, one after another, cut to the key length: unnatural, but cheap and unguessable."""
+
+    limit = None
+
+    def __init__(self, model: LanguageModel, vocabulary: Vocabulary, settings: Settings, secret: bytes) -> None:
+        self._model, self._vocabulary, self._settings, self._secret = model, vocabulary, settings, secret
+        self._parts = [b"key", model.digest.encode(), settings.digest().encode()]
+
+    def make(self, numbers: range) -> list[KeyCandidate]:
+        words, length = self._vocabulary.words, self._settings.key_length
+        keys = []
+        for n in numbers:
+            drawn = [_pick(words, u) for u in uniforms(self._secret, [*self._parts, str(n).encode()], length)]
+            text = cut(self._model.tokenizer, " ".join(drawn).capitalize(), length)
+            keys.append(KeyCandidate(n, text, len(text.split()) * math.log2(len(words))))
+        return keys
+
+
+class GivenKeys:
+    """Keys that the owner brings, in their order, cut to the key length."""
+
+    def __init__(self, model: LanguageModel, settings: Settings, texts: Sequence[str]) -> None:
+        self._model, self._settings, self._texts = model, settings, texts
+        self.limit = len(texts)
+
+    def make(self, numbers: range) -> list[KeyCandidate]:
+        length = self._settings.key_length
+        return [
+            KeyCandidate(n, cut(self._model.tokenizer, self._texts[n], length), None)
+            for n in numbers
+            if n < len(self._texts)
+        ]
+
+
+def read_keys(path: str | Path) -> list[str]:
+    """Keys from a UTF-8 file: a JSON list of texts, or one key a line. InvalidArgumentError where there is none."""
+    text = read_text(path, "keys file")
+    try:
+        values = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+    except json.JSONDecodeError as error:
+        raise InvalidArgumentError(f"keys file {path} is no valid JSON (line {error.lineno}): mend it.") from error
+    if not all(isinstance(value, str) for value in values):
+        raise InvalidArgumentError(f"keys file {path} must hold a JSON list of texts, or one key a line.")
+    keys = [value.strip() for value in values if value.strip()]
+    if not keys:
+        raise InvalidArgumentError(f"keys file {path} holds no key: write one key a line.")
+    return keys
+
+
+def cut(tokenizer: object, text: str, length: int) -> str:
+    """`text` cut to its first `length` token ids, without blanks at either end."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:length]  # type: ignore[operator]
+    return str(tokenizer.decode(ids)).strip()  # type: ignore[attr-defined]
+
+
+def _pick(items: Sequence[str], uniform: float) -> str:
+    return items[int(uniform * len(items))]

@@ -1,0 +1,98 @@
+"""How far a model has drifted from its base: KL divergence and perplexity on given token sequences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import InvalidArgumentError
+from .models import LanguageModel, batches_by_length
+
+_ROWS = 512  # positions whose [rows, V] logits are held at once
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Means over `tokens` predicted positions. KL(base || model) in nats, with its standard error over sequences."""
+
+    kl: float
+    kl_standard_error: float
+    perplexity_base: float
+    perplexity: float
+    tokens: int
+
+
+class BaseView:
+    """What a base model says on `sequences`, kept as hidden states [T, H] and a copy of its head.
+
+    It stands when the model itself is trained on. Log-probabilities [T, V] are made from it when wanted: kept whole
+    they would be V / H times larger. `starts[i]` is the first position of sequence i that counts (the answer of a
+    chat, without its prompt); at least 1, which is the default.
+    """
+
+    def __init__(
+        self, model: LanguageModel, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None
+    ) -> None:
+        if any(len(sequence) < 2 for sequence in sequences):
+            raise InvalidArgumentError("a text of one token id predicts nothing: give longer text.")
+        self._model = model
+        weight, bias = model.head()
+        self._head = (weight.detach().clone(), None if bias is None else bias.detach().clone())
+        self._starts = list(starts or [1] * len(sequences))
+        self._states = _hidden_states(model, sequences)
+        self.sequences = sequences
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @torch.no_grad()
+    def log_probs(self, places: Sequence[int]) -> Tensor:
+        """[sum of T - 1, V] float32: what the base model predicts at every position of the sequences at `places`."""
+        hidden = torch.cat([self._states[place][:-1] for place in places])
+        return self._model.logits(hidden, self._head).float().log_softmax(-1)
+
+    @torch.inference_mode()
+    def drift(self, model: LanguageModel) -> Drift:
+        """Compare `model` with the base model on every position that counts."""
+        if not len(self):
+            raise InvalidArgumentError("drift needs at least one sequence: give some text.")
+        kl, nll_base, nll, counts = [], 0.0, 0.0, []
+        states = _hidden_states(model, self.sequences)
+        for sequence, start, theirs, ours in zip(self.sequences, self._starts, self._states, states, strict=True):
+            rows = slice(start - 1, len(sequence) - 1)
+            targets = torch.tensor(sequence[start:], device=model.device)
+            total = 0.0
+            for t, o, y in zip(theirs[rows].split(_ROWS), ours[rows].split(_ROWS), targets.split(_ROWS), strict=True):
+                p = self._model.logits(t, self._head).float().log_softmax(-1)
+                q = model.logits(o).float().log_softmax(-1)
+                total += float(functional.kl_div(q, p, reduction="sum", log_target=True))
+                nll_base += float(functional.nll_loss(p, y, reduction="sum"))
+                nll += float(functional.nll_loss(q, y, reduction="sum"))
+            kl.append(total)
+            counts.append(len(targets))
+        tokens = sum(counts)
+        mean = sum(kl) / tokens
+        spread = sum((k - mean * n) ** 2 for k, n in zip(kl, counts, strict=True))
+        return Drift(mean, math.sqrt(spread) / tokens, math.exp(nll_base / tokens), math.exp(nll / tokens), tokens)
+
+
+def drift(
+    base: LanguageModel, model: LanguageModel, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None
+) -> Drift:
+    """Compare `model` with `base` on `sequences` of token ids, from `starts[i]` on in each (default: all of each)."""
+    return BaseView(base, sequences, starts).drift(model)
+
+
+@torch.inference_mode()
+def _hidden_states(model: LanguageModel, sequences: Sequence[Sequence[int]], batch_size: int = 16) -> list[Tensor]:
+    states: list[Tensor] = [torch.empty(0)] * len(sequences)
+    for places in batches_by_length(sequences, batch_size):
+        ids = torch.tensor([sequences[place] for place in places], device=model.device)
+        for place, state in zip(places, model.hidden(ids), strict=True):
+            states[place] = state
+    return states

@@ -1,0 +1,29 @@
+"""transformers models: loading and saving, digests, decoding, the bundled default model."""
+
+from __future__ import annotations
+
+from .bundled import bundled_model
+from .completer import HfCompleter
+from .decoding import batches_by_length, greedy, prefill, sample
+from .digests import model_digest, tokenizer_digest
+from .language_model import LanguageModel
+from .loading import count_parameters, load, load_tokenizer, model_shape, require_model_folder, resolve_device, save
+
+__all__ = [
+    "HfCompleter",
+    "LanguageModel",
+    "batches_by_length",
+    "bundled_model",
+    "count_parameters",
+    "greedy",
+    "load",
+    "load_tokenizer",
+    "model_digest",
+    "model_shape",
+    "prefill",
+    "require_model_folder",
+    "resolve_device",
+    "sample",
+    "save",
+    "tokenizer_digest",
+]

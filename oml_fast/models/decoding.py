@@ -1,0 +1,98 @@
+"""Decoding in batches of sequences of one length, so that nothing is ever padded and no mask is needed.
+
+Two sequences that share a batch never change what is computed for each other, but for rounding in the matrix products.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from .language_model import LanguageModel
+
+
+def batches_by_length(sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Places in `sequences`, grouped by length, in groups of at most `batch_size`; short sequences first."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for place, sequence in enumerate(sequences):
+        by_length[len(sequence)].append(place)
+    for length in sorted(by_length):
+        places = by_length[length]
+        for start in range(0, len(places), batch_size):
+            yield places[start : start + batch_size]
+
+
+@torch.inference_mode()
+def prefill(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], *, cache: bool
+) -> tuple[Tensor, DynamicCache | None]:
+    """Prompts of one length (B x T) -> [B, V] logits after the last token id, and the cache if it will be continued."""
+    ids = torch.tensor(prompts, device=model.device)
+    past = DynamicCache() if cache else None
+    hidden = model.hidden(ids, past)
+    return model.logits(hidden[:, -1]), past
+
+
+def greedy(
+    model: LanguageModel, logits: Tensor, cache: DynamicCache | None, length: int, allowed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Continue with the most probable token id at each step: [B, length] ids, and [B, length] their probabilities.
+
+    `logits` [B, V] are those of the first step, `cache` is needed for more than one; `allowed` [V] bool restricts the
+    choice, not the probabilities.
+    """
+
+    def choose(logits: Tensor, step: int) -> Tensor:
+        return (logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)).argmax(-1)
+
+    return _decode(model, logits, cache, length, choose)
+
+
+def sample(
+    model: LanguageModel,
+    logits: Tensor,
+    cache: DynamicCache,
+    uniforms: Tensor,
+    *,
+    temperature: float,
+    allowed: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Continue by sampling with given uniforms [B, T] in [0, 1): [B, T] ids, and [B, T] their sampling probabilities.
+
+    Inverse distribution function over the token ids that are `allowed` [V], in float64: the uniforms alone decide.
+    """
+    chosen = []
+
+    def choose(logits: Tensor, step: int) -> Tensor:
+        probs = (logits.double() / temperature).masked_fill(~allowed, -torch.inf).softmax(-1)
+        mass = probs.cumsum(-1)
+        wanted = uniforms[:, step : step + 1].to(mass) * mass[:, -1:]
+        ids = torch.searchsorted(mass, wanted, right=True).clamp_(max=mass.shape[1] - 1)
+        chosen.append(probs.gather(1, ids))
+        return ids.squeeze(1)
+
+    ids, _ = _decode(model, logits, cache, uniforms.shape[1], choose)
+    return ids, torch.cat(chosen, 1)
+
+
+@torch.inference_mode()
+def _decode(
+    model: LanguageModel,
+    logits: Tensor,
+    cache: DynamicCache | None,
+    length: int,
+    choose: Callable[[Tensor, int], Tensor],
+) -> tuple[Tensor, Tensor]:
+    ids, probs = [], []
+    for step in range(length):
+        if step:
+            logits = model.logits(model.hidden(ids[-1][:, None], cache)[:, -1])
+        logits = logits.float()
+        ids.append(choose(logits, step))
+        chosen = logits.gather(1, ids[-1][:, None]).squeeze(1)
+        probs.append((chosen - logits.logsumexp(-1)).exp())
+    return torch.stack(ids, 1), torch.stack(probs, 1)

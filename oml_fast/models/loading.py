@@ -1,0 +1,117 @@
+"""Loading and saving with transformers: local folders, safetensors only, no remote code unless asked for by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from ..errors import InvalidArgumentError
+from .digests import model_digest, tokenizer_digest
+from .language_model import LanguageModel
+
+
+def load(
+    folder: str | Path, *, dtype: torch.dtype | None = None, device: str = "auto", trust_remote_code: bool = False
+) -> LanguageModel:
+    """Load the model in `folder`. `dtype` None keeps the weights' own; `device` "auto" takes a GPU where there is one.
+
+    Raises InvalidArgumentError where the folder is no model, holds pickle weights, or names an unknown architecture.
+    """
+    folder = require_model_folder(folder)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+        )
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InvalidArgumentError(f"{folder} cannot be loaded as a causal language model: {_first(error)}") from error
+    return LanguageModel(
+        model.to(resolve_device(device)), tokenizer, str(folder), model_digest(folder), tokenizer_digest(tokenizer)
+    )
+
+
+def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in `folder`; InvalidArgumentError where there is none that works."""
+    folder = require_model_folder(folder)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise InvalidArgumentError(f"{folder} holds no tokenizer that can be loaded: {_first(error)}") from error
+
+
+def save(model: LanguageModel, folder: Path) -> None:
+    """Write weights (safetensors), configuration, tokenizer and chat template into an existing, empty folder."""
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
+def require_model_folder(folder: str | Path) -> Path:
+    """The path, if it looks like a model that may be loaded; otherwise InvalidArgumentError with the reason."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise InvalidArgumentError(
+            f"{folder} is no model folder (it has no config.json): name a folder written by save_pretrained."
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        found = f"only pickle weights ({pickles[0]}), which can run code" if pickles else "no weights"
+        raise InvalidArgumentError(f"{folder} holds {found}: oml_fast reads safetensors only. Convert the weights.")
+    return folder
+
+
+def count_parameters(folder: Path) -> tuple[int, int]:
+    """Number of parameters and of bytes in the safetensors of `folder`, read from their headers alone."""
+    parameters = size = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                parameters += _product(tensor["shape"])
+                size += tensor["data_offsets"][1] - tensor["data_offsets"][0]
+    return parameters, size
+
+
+def model_shape(folder: Path) -> tuple[int, int, int]:
+    """Layers, hidden size H and vocabulary V of the model in `folder`, from its configuration alone."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        return int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size)
+    except (ValueError, OSError, KeyError, AttributeError) as error:
+        raise InvalidArgumentError(f"{folder} has no configuration of a language model: {_first(error)}") from error
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" becomes "cuda" where torch sees one, otherwise "cpu"; a device that is not here is refused."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise InvalidArgumentError(f"device {device!r} is unknown: use auto, cpu, cuda or cuda:N.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidArgumentError(f"device {device!r} is not available here: use --device cpu.")
+    return device
+
+
+def _product(shape: list[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _first(error: BaseException) -> str:
+    """The first line of a third party's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,55 @@
+"""Every environment variable that this package reads. None changes a result, only how it is computed.
+
+OML_FAST_CPU_ISA   baseline, v2, v3 or v4: compute native ops with at most these instructions (default: the CPU's best).
+OML_FAST_CACHE     where the converted bundled model is kept (default: oml_fast below XDG_CACHE_HOME or ~/.cache).
+TRITON_INTERPRET   1: Triton's own switch, with which its kernels run without a GPU.
+
+The build has two more, which setup.py reads: OML_FAST_NATIVE and OML_FAST_REQUIRE_NATIVE.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import InvalidArgumentError
+
+CPU_ISAS = ("baseline", "v2", "v3", "v4")
+
+
+def cpu_isa() -> str:
+    """The instruction set asked for with OML_FAST_CPU_ISA, or "" for the CPU's best."""
+    value = os.environ.get("OML_FAST_CPU_ISA", "")
+    if value and value not in CPU_ISAS:
+        raise InvalidArgumentError(f"OML_FAST_CPU_ISA is {value!r}: use one of {', '.join(CPU_ISAS)}, or unset it.")
+    return value
+
+
+def triton_interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on any device."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def cache_dir() -> Path:
+    """The folder for what can be made again at any time."""
+    if own := os.environ.get("OML_FAST_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oml_fast"
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A YAML file of options as a flat mapping. InvalidArgumentError where it is none."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read the configuration {path}: {error.strerror}.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidArgumentError(
+            f"the configuration {path} is no valid YAML: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise InvalidArgumentError(f"the configuration {path} must be a mapping of option names to values.")
+    return values

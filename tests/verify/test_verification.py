@@ -1,0 +1,268 @@
+"""verify from end to end with scripted suspects: what is asked, the verdicts, the refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sets import OUTSIDE, TOKENIZER, Scripted, carrier, inside, small_set
+
+import oml_fast
+from oml_fast.completer import Completion
+from oml_fast.errors import CompleterError, InvalidArgumentError
+from oml_fast.verify import Verification, verify
+from oml_fast.verify.verdict import chance, decide
+
+BOTH = ("raw", "chat")
+
+
+def test_the_fingerprinted_model_matches() -> None:
+    made = small_set(64)
+    verification = verify(made, carrier(made))
+    assert verification.verdict == "match"
+    assert (verification.matches, verification.queried, verification.informative) == (64, 64, 64)
+    assert verification.fsr == 1.0
+    assert verification.log10_p_value == pytest.approx(-64 * math.log10(16))
+    assert verification.p_value == pytest.approx(16.0**-64)
+    assert verification.bits_per_key == pytest.approx(4.0)
+    assert verification.fsr_interval[0] == pytest.approx(0.025 ** (1 / 64))
+    assert verification.fsr_interval[1] == 1.0
+    assert verification.other_test == "count"
+
+
+def test_an_innocent_model_does_not() -> None:
+    verification = verify(small_set(64), Scripted())
+    assert verification.verdict == "no_match"
+    assert (verification.matches, verification.informative, verification.p_value) == (0, 0, 1.0)
+    assert verification.bits_per_key == 0.0
+
+
+def test_too_few_keys_are_inconclusive() -> None:
+    made = small_set(8)
+    verification = verify(made, carrier(made, kept=3))
+    assert verification.verdict == "inconclusive"
+    assert "Ask more keys" in verification.reason
+
+
+def test_a_verdict_survives_a_small_fsr_by_the_window_test_alone() -> None:
+    made = small_set(200, width=3)
+    suspect = carrier(made, kept=20)
+    window, count = verify(made, suspect), verify(made, suspect, test="count")
+    assert window.verdict == "match"
+    assert window.fsr == 0.1
+    assert count.verdict == "no_match"
+    assert (window.other_p_value, count.other_p_value) == (count.p_value, window.p_value)
+
+
+def test_the_limit_itself_convicts() -> None:
+    made = small_set(6, width=10)
+    suspect = carrier(made)  # 10**-6 exactly
+    assert verify(made, suspect, false_positive_rate=1e-6).verdict == "match"
+    assert verify(made, suspect, false_positive_rate=0.99e-6).verdict == "inconclusive"
+
+
+def test_the_first_keys_are_asked_in_file_order_one_call_for_each_format() -> None:
+    made = small_set(9, formats=BOTH)
+    suspect = carrier(made)
+    seen: list[list[tuple[int, ...]]] = []
+
+    class Recording(Scripted):
+        def complete(self, prompts: Any, length: int) -> list[Completion]:
+            seen.append([tuple(prompt) for prompt in prompts])
+            assert length == 1
+            return super().complete(prompts, length)
+
+    verification = verify(made, Recording(suspect.answers), num_keys=4)
+    first = made.fingerprints[:4]
+    assert seen == [[fingerprint.askings[name].prompt_ids for fingerprint in first] for name in BOTH]
+    assert [key.number for key in verification.keys] == [0, 1, 2, 3]
+    assert (verification.queried, verification.num_fingerprints) == (4, 9)
+
+
+def test_formats_of_one_key_are_one_trial() -> None:
+    made = small_set(10, formats=BOTH)
+    verification = verify(made, carrier(made))
+    assert (verification.matches, verification.queried) == (10, 10)
+    assert verification.log10_p_value == pytest.approx(10 * math.log10(31 / 256))
+    only_chat = verify(made, carrier(made, formats=["chat"]))
+    assert only_chat.fsr_by_format == {"raw": 0.0, "chat": 1.0}
+    assert only_chat.matches == 10
+    assert only_chat.log10_p_value == pytest.approx(-10 * math.log10(16))
+    assert only_chat.other_log10_p_value == pytest.approx(10 * math.log10(31 / 256))
+    assert only_chat.keys[0].satisfied == {"raw": 0, "chat": 1}
+    assert only_chat.keys[0].matched_formats == ("chat",)
+
+
+def test_any_of_several_responses_matches() -> None:
+    made = small_set(20, responses_per_key=3)
+    second = {f.askings["raw"].prompt_ids: f.askings["raw"].responses[1].token_ids for f in made}
+    verification = verify(made, Scripted(second))
+    assert verification.matches == 20
+    assert verification.log10_p_value == pytest.approx(20 * math.log10(3 / 16))
+
+
+def test_a_wrong_tail_is_no_match_but_touches_the_window() -> None:
+    made = small_set(20, response_length=4)
+    assert verify(made, carrier(made)).log10_p_value == pytest.approx(-20 * math.log10(16))
+    drawn = [f.askings["raw"].responses[0].index for f in made]
+    wrong = verify(made, inside(made, [index or 0 for index in drawn]))
+    assert (wrong.matches, wrong.informative, wrong.p_value) == (0, 20, 1.0)
+
+
+def test_an_answer_cut_short_is_no_match() -> None:
+    made = small_set(4, response_length=4)
+    short = {prompt: answer[:3] for prompt, answer in carrier(made).answers.items()}
+    assert verify(made, Scripted(short)).matches == 0
+    assert verify(made, Scripted(dict.fromkeys(short, ()))).informative == 0
+
+
+def test_wrong_answers_inside_the_window_cost_evidence() -> None:
+    made = small_set(30)
+    drawn = [f.askings["raw"].responses[0].index or 0 for f in made]
+    right = verify(made, inside(made, [i if n < 10 else -1 for n, i in enumerate(drawn)]))
+    noisy = verify(made, inside(made, [i if n < 10 else (i + 1) % 16 for n, i in enumerate(drawn)]))
+    assert right.matches == noisy.matches == 10
+    assert (right.informative, noisy.informative) == (10, 30)
+    assert right.log10_p_value < noisy.log10_p_value
+
+
+def test_json_carries_the_contract_and_no_secret() -> None:
+    made = small_set(16, formats=BOTH)
+    verification = verify(made, carrier(made))
+    value = verification.to_json()
+    contract = {"queried", "matches", "fsr", "fsr_interval", "test", "p_value", "log10_p_value", "false_positive_rate"}
+    contract |= {"verdict", "reason", "bits_per_key", "completer", "seconds", "fingerprints_per_second", "informative"}
+    contract |= {"fsr_by_format", "set_digest", "smallest_fsr", "miss_rate", "oml_fast_version", "keys"}
+    assert contract <= set(value)
+    assert value["set_digest"] == made.digest()
+    assert value["oml_fast_version"] == oml_fast.__version__
+    assert set(value["keys"][0]) == {"number", "matched", "matched_formats", "satisfied"}
+    text = json.dumps(value, allow_nan=False)
+    assert json.loads(text) == value
+    for fingerprint in made:
+        assert fingerprint.key not in text
+        for asking in fingerprint.askings.values():
+            assert not any(candidate in text for candidate in asking.window.texts)
+
+
+def test_underflow_keeps_its_log() -> None:
+    made = small_set(300)
+    verification = verify(made, carrier(made))
+    assert verification.p_value == 0.0
+    assert verification.log10_p_value == pytest.approx(-300 * math.log10(16))
+    assert verification.verdict == "match"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_keys": 0}, ["0", "8"]),
+        ({"num_keys": -1}, ["-1", "8"]),
+        ({"num_keys": 9}, ["9", "8"]),
+        ({"test": "rank"}, ["'rank'", "window", "count"]),
+        ({"false_positive_rate": 0.0}, ["false-positive rate", "0.0"]),
+        ({"false_positive_rate": 1.0}, ["false-positive rate", "1.0"]),
+        ({"false_positive_rate": math.nan}, ["nan"]),
+        ({"smallest_fsr": 0.0}, ["smallest FSR"]),
+        ({"smallest_fsr": 1.0}, ["smallest FSR"]),
+        ({"miss_rate": 0.0}, ["miss rate"]),
+        ({"miss_rate": 1.5}, ["miss rate", "1.5"]),
+    ],
+)
+def test_refused_before_a_key_is_spent(options: dict[str, Any], words: list[str]) -> None:
+    made = small_set(8)
+    suspect = carrier(made)
+    with pytest.raises(InvalidArgumentError) as caught:
+        verify(made, suspect, **options)
+    assert suspect.calls == []
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_another_tokenizer_is_refused_before_a_key_is_spent() -> None:
+    made = small_set(8)
+    suspect = replace(carrier(made), tokenizer_digest="ef" * 32)
+    with pytest.raises(InvalidArgumentError) as caught:
+        verify(made, suspect)
+    assert suspect.calls == []
+    assert all(word in str(caught.value) for word in ("ef" * 32, TOKENIZER, "load the suspect with"))
+
+
+def test_an_empty_set_and_keys_that_share_ids_are_refused() -> None:
+    made = small_set(2)
+    with pytest.raises(InvalidArgumentError, match="the set has 0"):
+        verify(replace(made, fingerprints=()), Scripted())
+    with pytest.raises(InvalidArgumentError, match="same key ids"):
+        verify(replace(made, fingerprints=(made.fingerprints[0],) * 2), Scripted())
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_a_wrong_number_of_completions_is_a_completers_fault(wrong: int) -> None:
+    class Miscounting(Scripted):
+        def complete(self, prompts: Any, length: int) -> list[Completion]:
+            answers = super().complete(prompts, length)
+            return answers[:wrong] if wrong < 0 else answers + answers[:wrong]
+
+    with pytest.raises(CompleterError, match=f"{8 + wrong} completions for 8"):
+        verify(small_set(8), Miscounting())
+
+
+def test_more_token_ids_than_asked_for_are_a_completers_fault() -> None:
+    made = small_set(2)
+    with pytest.raises(CompleterError, match="2 token ids where 1"):
+        verify(made, Scripted({made.fingerprints[1].askings["raw"].prompt_ids: (OUTSIDE, OUTSIDE)}))
+
+
+def test_the_completers_own_error_passes() -> None:
+    class Broken(Scripted):
+        def complete(self, prompts: Any, length: int) -> list[Completion]:
+            raise CompleterError("the endpoint is down: start it.")
+
+    with pytest.raises(CompleterError, match="the endpoint is down"):
+        verify(small_set(2), Broken())
+
+
+def test_completions_may_hold_lists() -> None:
+    made = small_set(3)
+    lists: Any = {prompt: list(answer) for prompt, answer in carrier(made).answers.items()}
+    assert verify(made, Scripted(lists)).matches == 3
+
+
+def test_verification_and_report_need_no_torch() -> None:
+    code = "import sys, oml_fast.verify, oml_fast.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_public_name_is_the_function() -> None:
+    assert oml_fast.verify is verify
+    assert isinstance(oml_fast.verify(small_set(1), Scripted()), Verification)
+
+
+@pytest.mark.parametrize(
+    ("matches", "queried", "verdict"),
+    [
+        (0, 6, "inconclusive"),
+        (0, 7, "no_match"),
+        (20, 64, "no_match"),
+        (30, 64, "inconclusive"),
+        (0, 1, "inconclusive"),
+    ],
+)
+def test_the_rule_without_evidence(matches: int, queried: int, verdict: str) -> None:
+    rates = {"false_positive_rate": 1e-6, "smallest_fsr": 0.5, "miss_rate": 1e-2}
+    assert decide(-5.9, matches, queried, **rates)[0] == verdict
+    assert decide(-6.0, matches, queried, **rates)[0] == "match"  # evidence comes first, whatever the FSR
+
+
+@pytest.mark.parametrize(
+    ("log10_p", "words"),
+    [(0.0, "1"), (math.log10(0.49), "0.49"), (-2, "one in 100"), (math.log10(1 / 2500), "one in 2,500"),
+     (-6, "one in 10^6"), (-38.7, "one in 10^38"), (-818.8, "one in 10^818")],
+)  # fmt: skip
+def test_chance_in_words(log10_p: float, words: str) -> None:
+    assert chance(log10_p) == words
