@@ -54,8 +54,8 @@ class CMakeBuild(build_ext):
             # --fresh: an earlier isolated build left paths into an environment that is gone.
             subprocess.run([cmake, "--fresh", "-S", ROOT, "-B", build_dir, *self._definitions(target)], check=True)
             subprocess.run([cmake, "--build", build_dir, "--parallel"], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise SetupError(f"oml_fast: the native build failed ({error}): {WAY_OUT}") from None
+        except (OSError, subprocess.CalledProcessError):
+            raise SetupError(f"oml_fast: the native build failed, for the reason above: {WAY_OUT}") from None
 
     def _definitions(self, target: Path) -> list[str]:
         import pybind11

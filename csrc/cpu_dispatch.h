@@ -2,7 +2,6 @@
 // that name (OML_FAST_ISA), and chosen at run time; all levels give identical results.
 #pragma once
 
-#include <string>
 #include <vector>
 
 namespace oml_fast {
@@ -57,5 +56,5 @@ inline std::vector<Isa> usable_isas() {
         default: ::oml_fast::baseline::FUNCTION(__VA_ARGS__); break;         \
     }
 #else
-#define OML_FAST_DISPATCH(isa, FUNCTION, ...) ::oml_fast::baseline::FUNCTION(__VA_ARGS__)
+#define OML_FAST_DISPATCH(isa, FUNCTION, ...) (static_cast<void>(isa), ::oml_fast::baseline::FUNCTION(__VA_ARGS__))
 #endif
