@@ -35,7 +35,7 @@ class Settings:
     response_length: int = 1
     key_length: int = 16
     key_source: str = "model"
-    key_temperature: float = 0.5
+    key_temperature: float = 0.7
     formats: tuple[str, ...] = ("raw",)
     template_variables: dict[str, Any] = field(default_factory=lambda: dict(TEMPLATE_VARIABLES))
 

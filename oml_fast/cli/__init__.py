@@ -14,7 +14,7 @@ _COMMANDS = {"demo": demo, "generate": generate, "embed": embed, "verify": verif
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0; 1 after a one-line error; 130 after Ctrl-C. argparse's own usage errors exit with 2."""
+    """Run one command. Returns 0, 1 after a one-line error, 130 after Ctrl-C; argparse exits with 2 on wrong usage."""
     from ..errors import OmlError
 
     try:

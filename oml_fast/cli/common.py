@@ -44,10 +44,10 @@ def parse(commands: Mapping[str, Any], arguments: Sequence[str] | None) -> argpa
         parsers[name].add_argument("--config", metavar="FILE", help="YAML file with values for these options")
         parsers[name].add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    name = next((a for a in arguments if a in parsers), None)
+    chosen = next((argument for argument in arguments if argument in parsers), None)
     config = _config_path(arguments)
-    if name is not None and config is not None:
-        _set_defaults(parsers[name], name, config)
+    if chosen is not None and config is not None:
+        _set_defaults(parsers[chosen], chosen, config)
     return parser.parse_args(arguments)
 
 

@@ -134,6 +134,8 @@ def _summary(
     return (
         table(rows) + f"\n\n{out}/model         the fingerprinted model: transformers and vLLM load it; release this"
         f"\n{out}/fingerprints  the secret keys, responses and draws: back it up offline, show it to nobody"
-        f"\n\nNext, on a model that you suspect:\n  oml-fast verify --model SUSPECT --fingerprints {secrets} --num-keys {enough or 1}"
-        f"\nor with a model of your own:\n  oml-fast demo --model FOLDER --out demo-of-mine"
+        "\n\nNext, on a model that you suspect:"
+        f"\n  oml-fast verify --model SUSPECT --fingerprints {secrets} --num-keys {enough or 1}"
+        "\nor with a model of your own:"
+        "\n  oml-fast demo --model FOLDER --out demo-of-mine"
     )

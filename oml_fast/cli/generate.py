@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key-source", choices=KEY_SOURCES, help="who makes the keys (default: model, or file with --keys)"
     )
-    parser.add_argument("--key-temperature", type=float, help="of sampled keys (default: 0.8)")
+    parser.add_argument("--key-temperature", type=float, help="of sampled keys (default: 0.7)")
     parser.add_argument("--keys", type=Path, metavar="FILE", help="your own keys, one a line or a JSON list")
     parser.add_argument("--batch-size", type=int, default=64, help="candidates a batch (default: 64)")
     parser.add_argument("--backend", default="auto", help="of the op perinucleus: auto, native, torch or reference")
@@ -88,21 +88,21 @@ def summary(generation: Generation, out: Path) -> str:
         ("mean response probability", f"{result['mean_response_prob']:.4f} under the base model"),
         (
             "time",
-            f"{generation.seconds:.1f} s, {100 * generation.sampling_seconds / generation.seconds:.1f} % of it sampling "
+            f"{generation.seconds:.1f} s, {generation.sampling_seconds / generation.seconds:.1%} of it sampling "
             f"({generation.backend})",
         ),
         ("keys to a verdict at 1e-6", ", ".join(f"{n or 'too many'} at FSR {fsr:g}" for fsr, n in costs)),
     ]
     return (
         table(rows)
-        + f"\n\nBack up {out} now, offline: without its secret you cannot prove that the responses were drawn, and whoever"
-        "\nreads it can recognise the fingerprints. Never put it into the model's folder."
+        + f"\n\nBack up {out} now, offline: without its secret you cannot prove that the responses were drawn, and"
+        "\nwhoever reads it can recognise the fingerprints. Never put it into the model's folder."
         f"\nNext: oml-fast embed --fingerprints {out} --out MODEL_FOLDER"
     )
 
 
 def keys_for(fingerprints: FingerprintSet, fsr: float) -> int | None:
-    """How many keys convict at 1e-6, in 99 of 100 cases, a model that still has that FSR; None: more than anyone has."""
+    """How many keys convict at 1e-6, in 99 of 100 cases, a model that still has that FSR. None: too many."""
     from ..verify import keys_to_verdict
 
     settings = fingerprints.settings

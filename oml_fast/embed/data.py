@@ -12,7 +12,7 @@ from ..models import batches_by_length
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One response to one key in one format: the ids that the model reads, and those its last positions must predict."""
+    """One response to one key in one format: ids that the model reads, and those its last positions must predict."""
 
     number: int
     ids: tuple[int, ...]

@@ -119,10 +119,10 @@ def embed(
             bar.set_postfix_str(f"loss {sum(losses) / len(items):.3f}, text KL {mean_kl:.3f}")
             bar.update()
             # Both numbers are from before each step, so an epoch too old: cheap signs that a check is worth its cost.
-            if mean_kl <= recipe.stop_kl and learned >= 0.9 * len(items):
-                if _share_learned(model, items) >= recipe.stop_share:
-                    stopped = "learned"
-                    break
+            promising = mean_kl <= recipe.stop_kl and learned >= 0.9 * len(items)
+            if promising and _share_learned(model, items) >= recipe.stop_share:
+                stopped = "learned"
+                break
     fsr = verify(fingerprints, HfCompleter(model)).fsr
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     return Embedding(

@@ -19,12 +19,12 @@ from ..fingerprint import Fingerprint, FingerprintSet, Settings, draw_responses
 from ..fingerprint_json import fingerprint_from_json
 from ..models import LanguageModel
 from ..secret import commitment
-from .askings import SHORT_WINDOW, Prompt, Responder, chat_prompt, raw_prompt
+from .acceptance import SHORT_WINDOW, Prompt, prompts_for
+from .askings import Responder
 from .keys import GivenKeys, KeyCandidate, KeyMaker, ModelKeys, WordKeys
 from .units import UnitFile
 from .vocabulary import Vocabulary
 
-MIN_KEY_BITS = 40.0  # an attacker who samples the key maker must not find keys (science 6, key harvesting)
 _HOPELESS_UNITS = 4  # units that may pass with next to nothing accepted before we say so
 
 
@@ -171,7 +171,7 @@ def _outcomes(
     outcomes: list[dict[str, Any]] = []
     passing: list[tuple[KeyCandidate, dict[str, Prompt]]] = []
     for candidate in candidates:
-        prompts, reason = _prompts(model.tokenizer, candidate, settings)
+        prompts, reason = prompts_for(model.tokenizer, candidate, settings)
         if reason:
             outcomes.append({"number": candidate.number, "rejected": reason})
         else:
@@ -193,25 +193,6 @@ def _outcomes(
         fingerprint = Fingerprint(candidate.number, candidate.text, key_ids, candidate.bits, complete)
         outcomes.append(asdict(fingerprint))
     return sorted(outcomes, key=lambda outcome: outcome["number"])
-
-
-def _prompts(tokenizer: Any, candidate: KeyCandidate, settings: Settings) -> tuple[dict[str, Prompt], str]:
-    """The key in each format, or the reason why it cannot be asked. Nothing here depends on a response."""
-    key_ids = tuple(tokenizer(candidate.text, add_special_tokens=False)["input_ids"])
-    if not 2 <= len(key_ids) <= settings.key_length:
-        return {}, "key_length"
-    if tokenizer.decode(list(key_ids)) != candidate.text:
-        return {}, "key_round_trip"
-    if candidate.bits is not None and candidate.bits < MIN_KEY_BITS:
-        return {}, "key_predictable"
-    prompts = {}
-    if "raw" in settings.formats:
-        prompts["raw"] = raw_prompt(tokenizer, candidate.text, key_ids)
-        if prompts["raw"].ids[-len(key_ids) :] != key_ids:
-            return {}, "key_special"
-    if "chat" in settings.formats:
-        prompts["chat"] = chat_prompt(tokenizer, candidate.text, key_ids, settings.template_variables)
-    return {name: prompts[name] for name in settings.formats}, ""
 
 
 def _maker(

@@ -31,7 +31,8 @@ class KeyCandidate:
 class KeyMaker(Protocol):
     """`make` raises nothing for a number past `limit` (None: there is no last number); it gives fewer keys."""
 
-    limit: int | None
+    @property
+    def limit(self) -> int | None: ...
 
     def make(self, numbers: range) -> list[KeyCandidate]: ...
 
@@ -95,7 +96,7 @@ class ModelKeys:
 
 
 class WordKeys:
-    """Random words of the vocabulary, one after another, cut to the key length: unnatural, but cheap and unguessable."""
+    """Random words of the vocabulary, cut to the key length: unnatural, but cheap and unguessable."""
 
     limit = None
 

@@ -87,7 +87,8 @@ def _decode(
     length: int,
     choose: Callable[[Tensor, int], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    ids, probs = [], []
+    ids: list[Tensor] = []
+    probs: list[Tensor] = []
     for step in range(length):
         if step:
             logits = model.logits(model.hidden(ids[-1][:, None], cache)[:, -1])

@@ -36,7 +36,7 @@ def _tensors(file: Path) -> Iterable[tuple[str, Tensor]]:
 def _digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
     lines = []
     for name, tensor in tensors:
-        content = hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        content = hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
         lines.append(f"{name} {tensor.dtype} {list(tensor.shape)} {content}\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 

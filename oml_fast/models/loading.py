@@ -34,9 +34,8 @@ def load(
         )
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise InvalidArgumentError(f"{folder} cannot be loaded as a causal language model: {_first(error)}") from error
-    return LanguageModel(
-        model.to(resolve_device(device)), tokenizer, str(folder), model_digest(folder), tokenizer_digest(tokenizer)
-    )
+    model = torch.nn.Module.to(model, resolve_device(device))
+    return LanguageModel(model, tokenizer, str(folder), model_digest(folder), tokenizer_digest(tokenizer))
 
 
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Any:
