@@ -40,10 +40,15 @@ class BaseView:
     ) -> None:
         if any(len(sequence) < 2 for sequence in sequences):
             raise InvalidArgumentError("a text of one token id predicts nothing: give longer text.")
+        starts = [1] * len(sequences) if starts is None else list(starts)
+        if len(starts) != len(sequences) or not all(
+            1 <= start < len(sequence) for start, sequence in zip(starts, sequences, strict=True)
+        ):
+            raise InvalidArgumentError("starts: one for each text, each at least 1 and before the text's end.")
         self._model = model
         weight, bias = model.head()
         self._head = (weight.detach().clone(), None if bias is None else bias.detach().clone())
-        self._starts = list(starts or [1] * len(sequences))
+        self._starts = starts
         self._states = _hidden_states(model, sequences)
         self.sequences = sequences
 

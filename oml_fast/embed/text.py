@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..fingerprint import TEMPLATE_VARIABLES
 from ..models import LanguageModel, batches_by_length, prefill, sample
 
 _QUESTION = 'Tell me about "{}".'
@@ -38,7 +39,7 @@ def _opening(model: LanguageModel, token_id: int, place: int) -> list[int]:
     tokenizer = model.tokenizer
     if tokenizer.chat_template and place % 2:
         messages = [{"role": "user", "content": _QUESTION.format(tokenizer.decode([token_id]).strip())}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **TEMPLATE_VARIABLES)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return [*tokenizer("")["input_ids"], token_id]
 
@@ -47,5 +48,6 @@ def _plain(model: LanguageModel) -> Tensor:
     """[V] bool: token ids of the tokenizer that are no special token."""
     mask = torch.zeros(model.vocabulary, dtype=torch.bool, device=model.device)
     mask[: len(model.tokenizer)] = True
-    mask[list(set(model.tokenizer.all_special_ids) | set(model.tokenizer.added_tokens_decoder))] = False
+    special = set(model.tokenizer.all_special_ids) | set(model.tokenizer.added_tokens_decoder)
+    mask[[token_id for token_id in special if token_id < model.vocabulary]] = False
     return mask

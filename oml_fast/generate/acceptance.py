@@ -11,6 +11,7 @@ from .keys import KeyCandidate
 
 MIN_KEY_BITS = 40.0  # an attacker who samples the key maker must not find keys (science 6, key harvesting)
 SHORT_WINDOW = "short_window"
+KEY_PREDICTABLE = "key_predictable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def prompts_for(tokenizer: Any, candidate: KeyCandidate, settings: Settings) -> 
     if tokenizer.decode(list(key_ids)) != candidate.text:
         return {}, "key_round_trip"
     if candidate.bits is not None and candidate.bits < MIN_KEY_BITS:
-        return {}, "key_predictable"
+        return {}, KEY_PREDICTABLE
     prompts = {
         name: _raw(tokenizer, candidate.text, key_ids)
         if name == "raw"

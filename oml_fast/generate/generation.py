@@ -19,13 +19,17 @@ from ..fingerprint import Fingerprint, FingerprintSet, Settings, draw_responses
 from ..fingerprint_json import fingerprint_from_json
 from ..models import LanguageModel
 from ..secret import commitment
-from .acceptance import SHORT_WINDOW, Prompt, prompts_for
+from .acceptance import KEY_PREDICTABLE, SHORT_WINDOW, Prompt, prompts_for
 from .askings import Responder
 from .keys import GivenKeys, KeyCandidate, KeyMaker, ModelKeys, WordKeys
 from .units import UnitFile
 from .vocabulary import Vocabulary
 
 _HOPELESS_UNITS = 4  # units that may pass with next to nothing accepted before we say so
+_WAYS_OUT = {
+    SHORT_WINDOW: "Lower --width or --threshold",
+    KEY_PREDICTABLE: "Raise --key-length or --key-temperature",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +163,8 @@ class _Tally:
                 f"the keys have run out: {so_far}{reasons}. Give more keys than {limit}, or lower --num-fingerprints."
             )
         if units >= _HOPELESS_UNITS and sum(self.rejected.values()) > 50 * (1 + len(self.accepted)):
-            raise InvalidArgumentError(
-                f"almost every key is rejected: {so_far}{reasons}. Lower --width or --threshold, or choose other keys."
-            )
+            way_out = _WAYS_OUT.get(self.rejected.most_common(1)[0][0], "Choose other keys")
+            raise InvalidArgumentError(f"almost every key is rejected: {so_far}{reasons}. {way_out}.")
 
 
 def _outcomes(

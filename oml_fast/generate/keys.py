@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,8 @@ class ModelKeys:
                 self._model,
                 logits,
                 cache,
-                torch.tensor([draws[n][1:] for n in chosen], device=self._model.device),
+                # In float32 a uniform next to 1 would become 1, past the last token id.
+                torch.tensor([draws[n][1:] for n in chosen], dtype=torch.float64, device=self._model.device),
                 temperature=self._settings.key_temperature,
                 allowed=self._vocabulary.plain,
             )
@@ -110,8 +112,14 @@ class WordKeys:
         for n in numbers:
             drawn = [_pick(words, u) for u in uniforms(self._secret, [*self._parts, str(n).encode()], length)]
             text = cut(self._model.tokenizer, " ".join(drawn).capitalize(), length)
-            keys.append(KeyCandidate(n, text, len(text.split()) * math.log2(len(words))))
+            keys.append(KeyCandidate(n, text, self._bits(text)))
         return keys
+
+    def _bits(self, text: str) -> float:
+        """Every word is one of all; the last may have been cut, so it may be any that begins as it does."""
+        words, last = self._vocabulary.words, text.lower().split()[-1]
+        alike = bisect_left(words, last + "{") - bisect_left(words, last)  # "{" sorts after every letter
+        return len(text.split()) * math.log2(len(words)) - math.log2(max(alike, 1))
 
 
 class GivenKeys:

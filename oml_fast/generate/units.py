@@ -48,6 +48,7 @@ class UnitFile:
         except json.JSONDecodeError:
             return  # killed while writing the very first line: nothing is lost by starting again
         wanted = json.loads(json.dumps(header))
+        found = found if isinstance(found, dict) else {}
         if found != wanted:
             differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))[:_MANY]
             raise FingerprintFormatError(

@@ -47,8 +47,6 @@ def bundled_model(cache: Path) -> Path:
             dtype=torch.bfloat16,
             quantization_config=transformers.GgufConfig(dequantize=True),
         )
-    # The GGUF file names neither a hub repository nor an architecture version that a reader would know.
-    model.config.name_or_path = NAME
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     with new_folder(folder) as temporary:
         model.save_pretrained(temporary)

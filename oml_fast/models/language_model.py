@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import DynamicCache
 
 from ..errors import InvalidArgumentError
 
@@ -32,6 +33,7 @@ class LanguageModel:
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self._scale = _logit_scale(config)
         self._check_head()
+        self._check_cache()
 
     @property
     def device(self) -> torch.device:
@@ -73,11 +75,27 @@ class LanguageModel:
         """Refuse an architecture whose head does more than this class knows; silence would give wrong windows."""
         ids = torch.arange(1, 5, device=self.device)[None] % self.vocabulary
         theirs = self.model(input_ids=ids, use_cache=False).logits[0].float()
+        if not theirs.isfinite().all():
+            raise InvalidArgumentError(f"{self.name}: its logits are not finite: save or download its weights again.")
         ours = self.logits(self.hidden(ids)[0]).float()
         if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0.05, atol=0.05 * float(theirs.std())):
             raise InvalidArgumentError(
                 f"{self.name}: the architecture {type(self.model).__name__} changes its logits in a way that oml_fast "
                 "does not know. Use another base model, or report the architecture."
+            )
+
+    @torch.no_grad()
+    def _check_cache(self) -> None:
+        """Refuse an architecture that keeps another state than keys and values; it would forget all but the last id."""
+        ids = torch.arange(1, 9, device=self.device)[None] % self.vocabulary
+        cache = DynamicCache()
+        self.hidden(ids[:, :-1], cache)
+        step = self.logits(self.hidden(ids[:, -1:], cache)[0]).float()
+        whole = self.logits(self.hidden(ids)[0, -1:]).float()
+        if cache.get_seq_length() != ids.shape[1] or (step - whole).std() > 0.2 * whole.std():
+            raise InvalidArgumentError(
+                f"{self.name}: the architecture {type(self.model).__name__} has no key-value cache that oml_fast can "
+                "use. Use another base model, or report the architecture."
             )
 
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, OmlError
 from .digests import model_digest, tokenizer_digest
 from .language_model import LanguageModel
 
@@ -25,15 +25,25 @@ def load(
     folder = require_model_folder(folder)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
+            output_loading_info=True,
         )
-    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InvalidArgumentError(f"{folder} cannot be loaded as a causal language model: {_first(error)}") from error
+    except (ValueError, TypeError, OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InvalidArgumentError(
+            f"{folder} cannot be loaded as a causal language model ({_first(error)}): save or download it again, or "
+            "name another model."
+        ) from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        # transformers would fill these with random numbers.
+        raise InvalidArgumentError(
+            f"{folder} lacks {len(missing)} of its weights, {missing[0]} among them: save or download it again."
+        )
     model = torch.nn.Module.to(model, resolve_device(device))
     return LanguageModel(model, tokenizer, str(folder), model_digest(folder), tokenizer_digest(tokenizer))
 
@@ -45,16 +55,24 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> An
         return transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        raise InvalidArgumentError(f"{folder} holds no tokenizer that can be loaded: {_first(error)}") from error
+    except (ValueError, TypeError, OSError, KeyError, ImportError) as error:
+        raise InvalidArgumentError(
+            f"{folder} holds no tokenizer that can be loaded ({_first(error)}): save one there with save_pretrained."
+        ) from error
 
 
 def save(model: LanguageModel, folder: Path) -> None:
-    """Write weights (safetensors), configuration, tokenizer and chat template into an existing, empty folder."""
-    model.model.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)
+    """Write weights (safetensors), configuration, tokenizer and chat template into an existing, empty folder.
+
+    Raises OmlError when the disk is full or cannot be written.
+    """
+    try:
+        model.model.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+        for file in folder.iterdir():
+            file.chmod(0o644)
+    except (OSError, SafetensorError) as error:
+        raise OmlError(f"cannot write the model: {_first(error)}. Free space or choose another --out.") from error
 
 
 def require_model_folder(folder: str | Path) -> Path:
@@ -113,4 +131,4 @@ def _product(shape: list[int]) -> int:
 
 def _first(error: BaseException) -> str:
     """The first line of a third party's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:")

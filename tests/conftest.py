@@ -1,0 +1,49 @@
+"""What all tests share: a tiny model, the bundled one, and one thread for torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import write_tiny_model
+
+from oml_fast import settings
+from oml_fast.errors import BackendUnavailableError
+from oml_fast.models import LanguageModel, bundled_model, load
+
+# Tests may run in several processes; the default of one thread per core then costs more than it brings.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model on disk, with a chat template and no BOS. Copy it before you change it."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def bos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with a tokenizer that begins every text with BOS."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny-bos", bos=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Path) -> LanguageModel:
+    """`tiny_folder` loaded. For tests that train nothing and patch nothing in it."""
+    return load(tiny_folder, device="cpu")
+
+
+@pytest.fixture
+def fresh_model(tiny_folder: Path) -> LanguageModel:
+    """`tiny_folder` loaded for one test alone, to be trained or patched."""
+    return load(tiny_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def bundled_folder() -> Path:
+    """The bundled real model on disk, converted on first use; skips where it is not installed."""
+    try:
+        return bundled_model(settings.cache_dir())
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
