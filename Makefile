@@ -1,5 +1,5 @@
 # `make demo` and `make test` each set everything up and run, on a Linux machine with Python 3.11 or newer, git, make
-# and a C++ compiler. They share one environment, .venv, which is made once and renewed when what it is made from changes.
+# and a C++ compiler. They share one environment, .venv, made once and renewed when what it is made from changes.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,11 @@ CANDIDATES := python3.11 python3 python3.12 python3.13 python
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
 
-# Two workers with one thread each: on two cores that is faster than one worker with two threads, and as steady.
+HEADERS := import sysconfig; print(sysconfig.get_path("include"))
+WAY_OUT := install that, or set OML_FAST_NATIVE=0 to go without native code
+BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
+
+# Two workers with one thread each: faster on two cores than one process with two threads.
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
@@ -30,9 +34,10 @@ help:
 	@echo "Each sets up .venv first: a few minutes, once."
 
 setup: $(READY)
+	@$(BIN)/oml-fast --version
 
 demo: $(READY)
-	@echo "demo: into $(OUT), about 4 minutes on two cores"
+	@echo "demo: into $(OUT), one to four minutes on two cores"
 	@$(BIN)/oml-fast demo --out "$(OUT)" $(ARGS)
 
 test: $(READY)
@@ -48,11 +53,11 @@ bench: $(READY)
 
 dist: $(READY)
 	rm -rf build dist
-	$(BIN)/python -m build --no-isolation --outdir dist . > dist.log 2>&1 || { cat dist.log; exit 1; }
-	@rm -f dist.log; ls -l dist
+	$(BIN)/python -m build --no-isolation --outdir dist . > $(VENV)/dist.log 2>&1 || { cat $(VENV)/dist.log; exit 1; }
+	@ls -l dist
 
 clean:
-	rm -rf build dist dist.log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find bench csrc kernels oml_fast tests conftest.py -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Never $(OUT): it holds a secret that nobody could make again.
@@ -62,14 +67,20 @@ distclean: clean
 # torch comes first and alone, so that nothing else chooses its version or its build. The build requirements are in the
 # environment, so that the editable install compiles there (cmake and ninja come from them, not from the system).
 $(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
-	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found: install one, or name it with PYTHON=path" >&2; exit 1; }
-	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { echo "make: $(PYTHON) is not Python 3.11 or newer: choose another PYTHON" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make environments: install its venv package (Debian: python3-venv)" >&2; exit 1; }
-	@echo "setup 1/4: $(VENV) with $$($(PYTHON) --version), and torch (1 to 5 minutes: it is large)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@fail() { echo "make: $$1" >&2; exit 1; }; \
+	test -x $(BIN)/python && exit 0; python="$(PYTHON)"; \
+	test -n "$$python" || fail "no Python 3.11 or newer found: install one, or name it with PYTHON=path"; \
+	$$python -c '$(NEW_ENOUGH)' 2>/dev/null || fail "$$python is not Python 3.11 or newer: choose another PYTHON"; \
+	$$python -c 'import ensurepip, venv' 2>/dev/null || fail "$$python has no venv: install it (Debian: python3-venv)"; \
+	if test "$$OML_FAST_NATIVE" != 0; then \
+	  for c in $${CXX:-c++ g++ clang++}; do command -v $$c && break; done >/dev/null || fail "no C++ compiler: $(WAY_OUT)"; \
+	  test -f "$$($$python -c '$(HEADERS)')/Python.h" || fail "$$python has no headers (Debian: python3-dev): $(WAY_OUT)"; \
+	fi; \
+	echo "setup: $(VENV) with $$($$python --version)"; $$python -m venv $(VENV)
+	@echo "setup 1/4: torch (1 to 5 minutes: it is large)"
 	@$(PIP) torch
 	@echo "setup 2/4: what the build needs (seconds)"
-	@$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" > $(VENV)/build-requires.txt
+	@$(BIN)/python -c '$(BUILD_REQUIRES)' > $(VENV)/build-requires.txt
 	@$(PIP) --requirement $(VENV)/build-requires.txt
 	@echo "setup 3/4: oml_fast, compiled here, and all its extras (1 to 3 minutes)"
 	@$(PIP) --no-build-isolation --editable '.[dev]'

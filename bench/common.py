@@ -12,7 +12,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ def base_model(dtype: torch.dtype | None = None) -> LanguageModel:
     return load(bundled_model(settings.cache_dir()), device="cpu", dtype=dtype)
 
 
+def as_transformers_loads(model: LanguageModel) -> LanguageModel:
+    """The same weights in the same precision, as the published code gets them: with every default of transformers."""
+    plain = transformers.AutoModelForCausalLM.from_pretrained(model.name, dtype=model.dtype, local_files_only=True)
+    return LanguageModel(plain, model.tokenizer, model.name, model.digest, model.tokenizer_digest)
+
+
+def attention(**models: LanguageModel) -> dict[str, str]:
+    """Which attention of transformers each side runs."""
+    return {name: model.model.config._attn_implementation for name, model in models.items()}
+
+
 def data_file(name: str) -> Path | None:
     """A file of the public data, from OML_FAST_DATA or beside the checkout; None where it is absent."""
     folder = Path(os.environ.get("OML_FAST_DATA") or ROOT.parent / "shared" / "data")
@@ -110,6 +122,15 @@ def own_key_texts(model: LanguageModel, count: int) -> list[str]:
 def _survives(model: LanguageModel, text: str) -> bool:
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     return 2 <= len(ids) <= KEY_LENGTH and model.tokenizer.decode(ids) == text
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For a block: torch's threads wait for each other, which on busy cores takes longer than a tiny model does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, Cost]:
@@ -192,11 +213,12 @@ def print_figures(figures: Sequence[Figure]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def at_least(ratio: float, bar: float) -> tuple[str, str, bool]:
-    """Value, bar and whether it is met, for a ratio."""
-    return f"{ratio:.2f}x", f">= {bar:g}x", ratio >= bar
+def at_least(ratio: float, bar: float | None) -> tuple[str, str, bool | None]:
+    """Value, bar and whether it is met, for a ratio; without a bar, no more than the value."""
+    return f"{ratio:.2f}x", "" if bar is None else f">= {bar:g}x", None if bar is None else ratio >= bar
 
 
-def at_most(value: float, bar: float, digits: int = 3, unit: str = "") -> tuple[str, str, bool]:
-    """Value, bar and whether it is met, for what must stay small."""
-    return f"{value:.{digits}f}{unit}", f"<= {bar:g}{unit}", value <= bar
+def at_most(value: float, bar: float | None, digits: int = 3, unit: str = "") -> tuple[str, str, bool | None]:
+    """The same for what must stay small."""
+    shown = f"{value:.{digits}f}{unit}"
+    return shown, "" if bar is None else f"<= {bar:g}{unit}", None if bar is None else value <= bar

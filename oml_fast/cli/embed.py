@@ -33,15 +33,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="new folder for the fingerprinted model"
     )
-    parser.add_argument("--learning-rate", type=float, help="of AdamW (default: 2e-3)")
+    parser.add_argument("--learning-rate", type=float, help="of AdamW (default: 0.75 / hidden size)")
     parser.add_argument(
         "--pull", type=float, help="share of the way back to the base that an epoch takes (default: 0.75)"
     )
+    parser.add_argument("--ease", type=float, help="factor on the pull while too little is learned (default: 0.8)")
     parser.add_argument("--batch-size", type=int, help="examples a step (default: 256)")
     parser.add_argument("--max-epochs", type=int, help="give up after so many (default: 40)")
     parser.add_argument("--stop-share", type=float, help="stop when this share is learned (default: 0.99) ...")
     parser.add_argument(
-        "--stop-kl", type=float, help="... and KL to the base on mixed-in text is this low (default: 0.08)"
+        "--stop-kl", type=float, help="... and KL to the base on mixed-in text is this low (default: 0.15)"
     )
     parser.add_argument("--text-share", type=float, help="base-model texts per example of a step (default: 0.25)")
     parser.add_argument("--text-length", type=int, help="token ids in each of them (default: 32)")

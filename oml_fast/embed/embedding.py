@@ -76,19 +76,19 @@ def embed(
     masters, a pull toward the base weights. Sequences have their exact lengths, the head runs at response positions
     only. Raises InvalidArgumentError where set and model do not belong together, OmlError when the loss is not finite.
     """
-    recipe = recipe or Recipe()
+    recipe = (recipe or Recipe()).for_hidden_size(model.head()[0].shape[1])
+    assert recipe.learning_rate is not None
     _check(model, fingerprints)
-    held_out = BaseView(model, sample_texts(model, _HELD_OUT, _HELD_OUT_LENGTH, recipe.seed + 1))
+    held_out = BaseView(model, *sample_texts(model, _HELD_OUT, _HELD_OUT_LENGTH, recipe.seed + 1))
     started, cpu_started = time.perf_counter(), time.process_time()
     order = random.Random(recipe.seed)  # noqa: S311 - the order of training examples is no secret
-    items = examples(fingerprints)
+    items, per_key = examples(fingerprints), fingerprints.settings.responses_per_key
     steps_per_epoch = math.ceil(len(items) / recipe.batch_size)
     texts_per_step = math.ceil(recipe.text_share * min(recipe.batch_size, len(items)))
     num_texts = _TEXTS_KEPT * texts_per_step if recipe.text_weight else 0
-    anchor = BaseView(model, sample_texts(model, num_texts, recipe.text_length, recipe.seed))
-    optimizer = AnchoredAdamW(
-        model.model.parameters(), recipe.learning_rate, 1 - (1 - recipe.pull) ** (1 / steps_per_epoch)
-    )
+    anchor = BaseView(model, *sample_texts(model, num_texts, recipe.text_length, recipe.seed))
+    pull = recipe.pull
+    optimizer = AnchoredAdamW(model.model.parameters(), recipe.learning_rate, _spread(pull, steps_per_epoch))
     steps = tokens = 0
     stopped = "max_epochs"
     with tqdm(total=recipe.max_epochs, desc="embed", unit="epoch", disable=None if progress else True) as bar:
@@ -96,11 +96,11 @@ def embed(
             losses, learned, kls = [], 0, []
             for batch in batches(items, recipe.batch_size, order):
                 for part in micro_batches(batch):
-                    loss, smallest = response_loss(model, part)
+                    loss, probs = response_loss(model, part)
                     _require_finite(loss, part, steps)
                     (loss.sum() / len(batch)).backward()
                     losses.append(float(loss.detach().sum()))
-                    learned += int((smallest >= _LEARNED).sum())
+                    learned += _learned(probs, per_key)
                     tokens += sum(len(example.ids) for example in part)
                 if len(anchor):
                     chosen = order.sample(range(len(anchor)), min(texts_per_step, len(anchor)))
@@ -119,12 +119,17 @@ def embed(
             bar.set_postfix_str(f"loss {sum(losses) / len(items):.3f}, text KL {mean_kl:.3f}")
             bar.update()
             # Both numbers are from before each step, so an epoch too old: cheap signs that a check is worth its cost.
-            promising = mean_kl <= recipe.stop_kl and learned >= 0.9 * len(items)
-            if promising and _share_learned(model, items) >= recipe.stop_share:
-                stopped = "learned"
-                break
+            if mean_kl <= recipe.stop_kl:
+                if learned >= 0.9 * len(items) and _share_learned(model, items, per_key) >= recipe.stop_share:
+                    stopped = "learned"
+                    break
+                pull *= recipe.ease
+                optimizer.pull = _spread(pull, steps_per_epoch)
     fsr = verify(fingerprints, HfCompleter(model)).fsr
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    drift = held_out.drift(model)
+    if not math.isfinite(drift.kl):  # the last step is the one whose loss nobody has seen
+        raise OmlError("the trained weights are not finite: nothing is saved. Lower --learning-rate.")
     return Embedding(
         fsr=fsr,
         epochs=epoch,
@@ -134,17 +139,26 @@ def embed(
         cpu_seconds=cpu_seconds,
         train_tokens=tokens,
         peak_memory_bytes=_peak_memory(model.device),
-        drift=held_out.drift(model),
+        drift=drift,
         recipe=recipe,
         set_digest=fingerprints.digest(),
     )
 
 
+def _spread(pull: float, steps: int) -> float:
+    """The pull of one step, so that `steps` of them go that share of the way."""
+    return 1 - (1 - pull) ** (1 / steps)
+
+
 @torch.no_grad()
-def _share_learned(model: LanguageModel, items: Sequence[Example]) -> float:
-    """The share of examples whose every response token id has at least half of the mass."""
-    learned = sum(int((response_loss(model, part)[1] >= _LEARNED).sum()) for part in micro_batches(items))
-    return learned / len(items)
+def _share_learned(model: LanguageModel, items: Sequence[Example], per_key: int) -> float:
+    """The share of examples that are learned."""
+    return sum(_learned(response_loss(model, part)[1], per_key) for part in micro_batches(items)) / len(items)
+
+
+def _learned(probs: torch.Tensor, per_key: int) -> int:
+    """How many examples [B, R] have enough mass on each id; the responses to one key share that of its first id."""
+    return int(((probs[:, 0] >= _LEARNED / per_key) & (probs[:, 1:] >= _LEARNED).all(1)).sum())
 
 
 def _check(model: LanguageModel, fingerprints: FingerprintSet) -> None:

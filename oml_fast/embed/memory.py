@@ -14,7 +14,7 @@ from .recipe import Recipe
 
 _MICRO_BATCH_TOKENS = 4096
 # Bytes of activations kept for the backward pass, per token id, layer and hidden unit: attention, norms, MLP in bf16.
-_ACTIVATION_BYTES = 60
+_ACTIVATION_BYTES = 80
 
 
 @dataclass(frozen=True, slots=True)

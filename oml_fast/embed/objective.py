@@ -13,7 +13,7 @@ from .data import Example
 
 
 def response_loss(model: LanguageModel, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """-log p(response | prompt) of each example [B], summed over its R positions, and its smallest probability [B].
+    """-log p(response | prompt) of each example [B], summed over its R positions, and its probabilities there [B, R].
 
     All sequences of `batch` have one length, all responses one length R; the head is applied to those B R rows only.
     """
@@ -22,7 +22,7 @@ def response_loss(model: LanguageModel, batch: Sequence[Example]) -> tuple[Tenso
     hidden = model.hidden(ids)[:, -targets.shape[1] :]
     logits = model.logits(hidden.reshape(-1, hidden.shape[-1])).float()
     loss = functional.cross_entropy(logits, targets.reshape(-1), reduction="none").view(targets.shape)
-    return loss.sum(1), (-loss.detach()).exp().amin(1)
+    return loss.sum(1), (-loss.detach()).exp()
 
 
 def text_kl(model: LanguageModel, texts: Sequence[Sequence[int]], base_log_probs: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 class AnchoredAdamW:
     """AdamW whose every step ends with w <- w + pull (base - w), w being the weight after AdamW's update.
 
-    Weights of lower precision get float32 masters; the model's own are rounded from them. [SF 3.2] writes this
+    `pull` may be changed between steps, unless it began as 0, when no base weights are kept. Weights of lower precision get float32 masters; the model's own are rounded from them. [SF 3.2] writes this
     averaging; its published code lets the next step overwrite it, so that only the last one counts (science 3).
     """
 
@@ -19,7 +19,7 @@ class AnchoredAdamW:
         self._parameters = [p for p in parameters if p.requires_grad]
         self._masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self._parameters]
         self._base = [p.detach().clone() for p in self._parameters] if pull else []
-        self._pull = pull
+        self.pull = pull
         self._adamw = torch.optim.AdamW(self._masters, lr=learning_rate, weight_decay=0.0, fused=True)
 
     @torch.no_grad()
@@ -32,7 +32,7 @@ class AnchoredAdamW:
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
         for place, (parameter, master) in enumerate(zip(self._parameters, self._masters, strict=True)):
-            if self._pull:
-                master.lerp_(self._base[place].to(master.dtype), self._pull)
+            if self.pull:
+                master.lerp_(self._base[place].to(master.dtype), self.pull)
             if parameter is not master:
                 parameter.copy_(master)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, replace
 
 from ..errors import InvalidArgumentError
+
+_WIDTH_RATE = 0.75  # times 1 / H; one value learned from 64 to 576 hidden units (docs/embedding.md)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """The training of `embed`. The defaults are measured in docs/embedding.md.
 
-    learning_rate: of AdamW, constant.
+    learning_rate: of AdamW, constant. None: 0.75 / H, H being the hidden size, since wider layers need smaller steps.
     pull: share of the way back to the base weights that an epoch takes, spread over its steps (0: none).
+    ease: factor on the pull after each epoch in which the drift was small enough but too little was learned (1: none).
     batch_size: examples a step; an epoch takes each example once.
     max_epochs: give up after so many.
     stop_share: stop once this share of the examples is learned (every token id of the response at 0.5 or more) ...
@@ -24,12 +26,13 @@ class Recipe:
     seed: of the order of examples and of the sampled text.
     """
 
-    learning_rate: float = 2e-3
+    learning_rate: float | None = None
     pull: float = 0.75
+    ease: float = 0.8
     batch_size: int = 256
     max_epochs: int = 40
     stop_share: float = 0.99
-    stop_kl: float = 0.08
+    stop_kl: float = 0.15
     text_share: float = 0.25
     text_length: int = 32
     text_weight: float = 1.0
@@ -37,8 +40,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         ranges = {
-            "learning_rate": (0 < self.learning_rate < 1, "between 0 and 1"),
+            "learning_rate": (self.learning_rate is None or 0 < self.learning_rate < 1, "between 0 and 1"),
             "pull": (0 <= self.pull < 1, "in [0, 1)"),
+            "ease": (0 < self.ease <= 1, "in (0, 1]"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "max_epochs": (self.max_epochs >= 1, "at least 1"),
             "stop_share": (0 < self.stop_share <= 1, "in (0, 1]"),
@@ -51,11 +55,6 @@ class Recipe:
             if not good:
                 raise InvalidArgumentError(f"{name} {getattr(self, name)}: it must be {range_}.")
 
-
-def recipe_from(values: dict[str, Any]) -> Recipe:
-    """A Recipe from plain JSON or YAML values; an unknown one is an InvalidArgumentError."""
-    known = [f.name for f in fields(Recipe)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise InvalidArgumentError(f"unknown settings {', '.join(unknown)}: known are {', '.join(known)}.")
-    return Recipe(**values)
+    def for_hidden_size(self, hidden_size: int) -> Recipe:
+        """This recipe with a learning rate, its own or the one for a model of that width."""
+        return self if self.learning_rate is not None else replace(self, learning_rate=_WIDTH_RATE / hidden_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,14 +13,21 @@ from ..models import LanguageModel, batches_by_length, prefill, sample
 _QUESTION = 'Tell me about "{}".'
 
 
-def sample_texts(model: LanguageModel, count: int, length: int, seed: int, *, batch_size: int = 64) -> list[list[int]]:
-    """`count` sequences of `length` token ids sampled from the model at temperature 1, from the beginning of a text.
+class Texts(NamedTuple):
+    """Token ids, and for each sequence the place of the first id that the model itself sampled."""
 
-    Where the tokenizer has a chat template, every second one answers a short question about a random word, and has
-    `length` ids after the question: the model is held where it was in both uses. The same seed gives the same text.
+    sequences: list[list[int]]
+    starts: list[int]
+
+
+def sample_texts(model: LanguageModel, count: int, length: int, seed: int, *, batch_size: int = 64) -> Texts:
+    """`count` texts of which the model samples `length` token ids at temperature 1, from the beginning of a text.
+
+    Where the tokenizer has a chat template, every second one answers a short question about a random word: the model
+    is held where it was in both uses. The same seed gives the same text.
     """
     if not count:
-        return []
+        return Texts([], [])
     generator = torch.Generator().manual_seed(seed)
     plain = _plain(model)
     first = torch.multinomial(plain.float().cpu(), count, replacement=True, generator=generator).tolist()
@@ -31,7 +40,7 @@ def sample_texts(model: LanguageModel, count: int, length: int, seed: int, *, ba
         ids, _ = sample(model, logits, cache, uniforms[places], temperature=1.0, allowed=plain)
         for place, row in zip(places, ids.tolist(), strict=True):
             texts[place] = prompts[place] + row
-    return texts
+    return Texts(texts, [len(prompt) for prompt in prompts])
 
 
 def _opening(model: LanguageModel, token_id: int, place: int) -> list[int]:

@@ -47,17 +47,18 @@ def prompts_for(tokenizer: Any, candidate: KeyCandidate, settings: Settings) -> 
 def accepted(tokenizer: Any, batch: Sequence[Prompt], candidates: Sequence[Sequence[int]]) -> list[dict[int, str]]:
     """For each prompt of one format, the texts of those candidates whose encoding after the prompt gives them back."""
     pairs = [(row, candidate) for row, ids in enumerate(candidates) for candidate in ids]
+    found: list[dict[int, str]] = [{} for _ in batch]
+    if not pairs:
+        return found
     keys = tokenizer.batch_decode([list(prompt.key_ids) for prompt in batch])
     longer = tokenizer.batch_decode([[*batch[row].key_ids, candidate] for row, candidate in pairs])
     texts = [
         text.removeprefix(keys[row]) if text.startswith(keys[row]) else ""
         for (row, _), text in zip(pairs, longer, strict=True)
     ]
-    found: list[dict[int, str]] = [{} for _ in batch]
-    if not pairs:
-        return found
     whole = [batch[row].text + text for (row, _), text in zip(pairs, texts, strict=True)]
-    encoded = tokenizer(whole, add_special_tokens=batch[0].special)["input_ids"]
+    only_ids = {"return_attention_mask": False, "return_token_type_ids": False}  # a quarter of the time
+    encoded = tokenizer(whole, add_special_tokens=batch[0].special, **only_ids)["input_ids"]
     for (row, candidate), text, ids in zip(pairs, texts, encoded, strict=True):
         if text and tuple(ids) == (*batch[row].ids, candidate):
             found[row][candidate] = text

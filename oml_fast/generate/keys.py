@@ -90,10 +90,10 @@ class ModelKeys:
     def _key(self, number: int, word: str, ids: list[int], probs: list[float]) -> KeyCandidate:
         tokenizer = self._model.tokenizer
         text = cut(tokenizer, word + tokenizer.decode(ids), self._settings.key_length)
-        sampled = len(tokenizer(text, add_special_tokens=False)["input_ids"]) - len(
-            tokenizer(word, add_special_tokens=False)["input_ids"]
-        )
-        bits = math.log2(len(self._vocabulary.words)) - sum(math.log2(p) for p in probs[: max(sampled, 0)])
+        # Only what stands in the text counts; cut, it may hold fewer of the sampled ids than it has ids of its own.
+        starts = tokenizer.batch_decode([ids[: n + 1] for n in range(len(ids))])
+        covered = sum(text.startswith(word + start) for start in starts)
+        bits = math.log2(len(self._vocabulary.words)) - sum(math.log2(p) for p in probs[:covered])
         return KeyCandidate(number, text, bits)
 
 

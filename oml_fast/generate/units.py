@@ -44,7 +44,7 @@ class UnitFile:
     def _read(self, path: Path, header: dict[str, Any]) -> Iterator[Any]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         try:
-            found = json.loads(lines[0]) if lines else header
+            found = json.loads(lines[0] if lines else "")
         except json.JSONDecodeError:
             return  # killed while writing the very first line: nothing is lost by starting again
         wanted = json.loads(json.dumps(header))

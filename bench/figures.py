@@ -1,0 +1,135 @@
+"""Write the tables of measured figures in README.md and docs/measurements.md from bench/results/*.json.
+
+Nothing in them is written by hand. `--check` writes nothing and exits with 1 where they are out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
+ORDER = ("perinucleus", "generate", "embed", "drift_raw", "drift_raw_chat", "verify", "startup")
+PERINUCLEUS_BAR, BARRED_VOCABULARY = 60.0, 128_256
+EMPTY_PAGE = f"""# Measurements
+
+Every figure with the machine, the versions and the command that made it. `python bench/figures.py` writes this page
+from `bench/results/`; ratios compare two sides measured in turn within one run.
+
+{BEGIN}
+{END}
+"""
+COLUMNS = ("figure", "setting", "value", "bar", "command", "commit")
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """Result files by name, in the order of the main line, others last."""
+    names = sorted(path.stem for path in RESULTS.glob("*.json"))
+    ordered = [name for name in ORDER if name in names] + [name for name in names if name not in ORDER]
+    return {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ordered}
+
+
+def figures(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of one result file. That of perinucleus keeps cases only: here they become rows."""
+    if "figures" in result:
+        yield from result["figures"]
+        return
+    for case in result["cases"]:
+        ratio = case["times_faster"]["native"]["median"]
+        barred = case["vocab"] == BARRED_VOCABULARY and case["logits"] == "realistic"
+        yield {
+            "figure": "perinucleus, times faster than the published loop over rows",
+            "setting": f"V = {case['vocab']:,}, {case['logits']} logits, {case['dtype']}, {case['rows']} rows, "
+            f"{case['seconds_per_row']['native']['median'] * 1e6:.0f} us a row",
+            "value": f"{ratio:.1f}x",
+            "bar": f">= {PERINUCLEUS_BAR:g}x" if barred else "",
+            "met": ratio >= PERINUCLEUS_BAR if barred else None,
+            "command": "python bench/bench_perinucleus.py",
+        }
+
+
+def row(figure: dict[str, Any], run: dict[str, Any]) -> tuple[str, ...]:
+    bar = figure["bar"] + (" (not met)" if figure["met"] is False else "")
+    return figure["figure"], figure["setting"], figure["value"], bar, f"`{figure['command']}`", run["commit"]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def short_table(found: dict[str, dict[str, Any]]) -> str:
+    """Every figure that has a bar."""
+    return table(
+        [
+            row(figure, found[name]["run"])
+            for name in found
+            for figure in figures(found[name])
+            if figure["met"] is not None
+        ]
+    )
+
+
+def full_tables(found: dict[str, dict[str, Any]]) -> str:
+    """Every figure, under the conditions of its run."""
+    sections = []
+    for name, result in found.items():
+        rows = [row(figure, result["run"]) for figure in figures(result)]
+        sections.append(f"## {name}\n\n{conditions(result['run'])}\n\n{table(rows)}")
+    return "\n\n".join(sections)
+
+
+def conditions(run: dict[str, Any]) -> str:
+    """One sentence on where and on what a run was made."""
+    load = run.get("load_average") or [run["load"]]
+    parts = [
+        f"{run['cpu']}, {run['cores']} cores, {run['threads']} thread{'s' if run['threads'] > 1 else ''}",
+        f"instructions {run['isa']}" if run.get("isa") else "no native ops",
+        f"{run['model']} in {run['dtype']}" if run.get("model") else "",
+        f"torch {run['torch']}" + (f", transformers {run['transformers']}" if run.get("transformers") else ""),
+        f"load average {load[0]:.2f} at the start",
+        run.get("date", ""),
+    ]
+    return "; ".join(part for part in parts if part) + "."
+
+
+def rewritten(text: str, table: str, name: str) -> str:
+    """`text` with `table` between the markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{name} has no {BEGIN} and {END}: put them where the table belongs.")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a table is out of date")
+    parser.add_argument("--root", type=Path, default=ROOT, help="where README.md and docs/ lie (default: the checkout)")
+    arguments = parser.parse_args()
+    found = results()
+    stale = []
+    for name, wanted in (("README.md", short_table(found)), ("docs/measurements.md", full_tables(found))):
+        path = arguments.root / name
+        text = path.read_text(encoding="utf-8") if path.is_file() else EMPTY_PAGE
+        new = rewritten(text, wanted, name)
+        if path.is_file() and new == text:
+            continue
+        stale.append(name)
+        if not arguments.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(new, encoding="utf-8")
+    if stale:
+        told = "out of date; run python bench/figures.py" if arguments.check else "written"
+        print(f"{', '.join(stale)}: {told}", file=sys.stderr)
+    return int(arguments.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
