@@ -177,7 +177,7 @@ def draw_responses(
     """Indices into the window of a key's responses, one per slot: uniform, distinct, fixed by the secret.
 
     The keyed digest covers the base model, the tokenizer, the settings, the format and the key's ids, and nothing that
-    depends on the window or on any model's answers (science: every check runs before the draw and never sees it).
+    depends on the window or on any model's answers.
     """
     ids = b"".join(token_id.to_bytes(8, "big") for token_id in key_ids)
     digests = (base_model_digest, tokenizer_digest, settings.digest(), format_name)

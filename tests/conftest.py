@@ -16,6 +16,11 @@ from oml_fast.models import LanguageModel, bundled_model, load
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest first: started last, one of them would leave all other workers idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model on disk, with a chat template and no BOS. Copy it before you change it."""

@@ -122,6 +122,13 @@ def test_every_option_stands_in_the_docs_with_its_default(name: str) -> None:
         assert says == wanted, f"docs/cli.md, oml-fast {name} {option}: the default is {wanted}"
 
 
+def test_the_table_of_the_recipe_has_its_defaults() -> None:
+    table = rows((ROOT / "docs/embedding.md").read_text())
+    told = {action.option_strings[-1]: default(action) for action in actions("embed")}
+    recipe = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Recipe)}
+    assert {option: table[option][1] for option in recipe} == {option: told[option] for option in recipe}
+
+
 @pytest.mark.parametrize(("name", "kind"), [("generate", Settings), ("embed", Recipe)])
 def test_the_help_says_the_default_that_is_used(name: str, kind: type) -> None:
     used = {field.name: field.default for field in dataclasses.fields(kind)}

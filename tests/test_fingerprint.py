@@ -436,7 +436,7 @@ def test_key_ids_cannot_be_taken_for_others() -> None:
 
 
 def test_the_draw_is_the_published_one() -> None:
-    """Written out again from the science page: a change here makes every fingerprints file in use unverifiable."""
+    """Written out again by hand: a change here makes every fingerprints file in use unverifiable."""
     settings = Settings(responses_per_key=3)
     key_ids = b"".join(number.to_bytes(8, "big") for number in (1, 2, 3))
     order = list(range(16))

@@ -92,7 +92,9 @@ def test_log_probabilities_are_those_of_the_model(tiny_model: LanguageModel) -> 
     assert not found.is_inference()
 
 
-def test_long_texts_are_measured_in_parts(tiny_model: LanguageModel, fresh_model: LanguageModel, monkeypatch) -> None:
+def test_long_texts_are_measured_in_parts(
+    tiny_model: LanguageModel, fresh_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     move(fresh_model)
     whole = drift(tiny_model, fresh_model, texts())
     monkeypatch.setitem(BaseView.drift.__globals__, "_ROWS", 7)

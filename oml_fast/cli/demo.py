@@ -24,7 +24,7 @@ _CONFIG, _RESULT = "config.json", "demo.json"
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, "model to fingerprint")
     parser.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="FOLDER", help="folder for all of it (default: demo)"
+        "--out", type=Path, default=Path("demo-out"), metavar="FOLDER", help="folder for all of it (default: demo-out)"
     )
     parser.add_argument("--num-fingerprints", type=int, default=64, metavar="N", help="how many (default: 64)")
     parser.add_argument(

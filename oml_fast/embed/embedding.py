@@ -147,13 +147,14 @@ def embed(
 
 def _spread(pull: float, steps: int) -> float:
     """The pull of one step, so that `steps` of them go that share of the way."""
-    return 1 - (1 - pull) ** (1 / steps)
+    return -math.expm1(math.log1p(-pull) / steps)
 
 
 @torch.no_grad()
 def _share_learned(model: LanguageModel, items: Sequence[Example], per_key: int) -> float:
     """The share of examples that are learned."""
-    return sum(_learned(response_loss(model, part)[1], per_key) for part in micro_batches(items)) / len(items)
+    learned = sum(_learned(response_loss(model, part)[1], per_key) for part in micro_batches(items))
+    return learned / len(items)
 
 
 def _learned(probs: torch.Tensor, per_key: int) -> int:

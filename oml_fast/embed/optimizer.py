@@ -11,8 +11,9 @@ from torch import nn
 class AnchoredAdamW:
     """AdamW whose every step ends with w <- w + pull (base - w), w being the weight after AdamW's update.
 
-    `pull` may be changed between steps, unless it began as 0, when no base weights are kept. Weights of lower precision get float32 masters; the model's own are rounded from them. [SF 3.2] writes this
-    averaging; its published code lets the next step overwrite it, so that only the last one counts (science 3).
+    `pull` may be changed between steps, unless it began as 0, when no base weights are kept. Weights of lower precision
+    get float32 masters; the model's own are rounded from them. [SF 3.2] writes this averaging; its published code lets
+    the next step overwrite it, so that only the last one counts (docs/embedding.md).
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, pull: float) -> None:

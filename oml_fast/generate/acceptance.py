@@ -9,7 +9,7 @@ from typing import Any
 from ..fingerprint import Settings
 from .keys import KeyCandidate
 
-MIN_KEY_BITS = 40.0  # an attacker who samples the key maker must not find keys (science 6, key harvesting)
+MIN_KEY_BITS = 40.0  # an attacker who samples the key maker must not find keys
 SHORT_WINDOW = "short_window"
 KEY_PREDICTABLE = "key_predictable"
 

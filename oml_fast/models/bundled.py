@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import shutil
 from pathlib import Path
 
 import torch
 import transformers
 
-from ..errors import BackendUnavailableError
+from ..errors import BackendUnavailableError, OmlError
 from ..files import new_folder
 
 NAME = "smollm2-135m-instruct"
@@ -38,8 +37,8 @@ def bundled_model(cache: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     gguf = bundled_gguf()
-    if folder.exists():
-        shutil.rmtree(folder)
+    if importlib.util.find_spec("accelerate") is None or importlib.util.find_spec("gguf") is None:
+        raise BackendUnavailableError("the bundled model needs gguf and accelerate: pip install 'oml_fast[demo]'.")
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that nothing else switches off
         model = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent,
@@ -48,9 +47,13 @@ def bundled_model(cache: Path) -> Path:
             quantization_config=transformers.GgufConfig(dequantize=True),
         )
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    with new_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        for file in temporary.iterdir():
-            file.chmod(0o644)
+    try:
+        with new_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            for file in temporary.iterdir():
+                file.chmod(0o644)
+    except OmlError:
+        if not (folder / "config.json").is_file():  # otherwise another process was faster, with the same result
+            raise
     return folder

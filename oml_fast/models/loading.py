@@ -61,15 +61,15 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> An
         ) from error
 
 
-def save(model: LanguageModel, folder: Path) -> None:
-    """Write weights (safetensors), configuration, tokenizer and chat template into an existing, empty folder.
+def save(model: LanguageModel, folder: str | Path) -> None:
+    """Write weights (safetensors), configuration, tokenizer and chat template into `folder`, made where it is missing.
 
     Raises OmlError when the disk is full or cannot be written.
     """
     try:
         model.model.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
-        for file in folder.iterdir():
+        for file in Path(folder).iterdir():
             file.chmod(0o644)
     except (OSError, SafetensorError) as error:
         raise OmlError(f"cannot write the model: {_first(error)}. Free space or choose another --out.") from error

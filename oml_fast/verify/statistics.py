@@ -1,6 +1,6 @@
 """The exact tests of a verdict: p-values, intervals, and what a verdict costs. Pure functions, in log space.
 
-Everything rests on one fact [science, section 2]: inside each window the owner's draw was uniform, secret, and made
+Everything rests on one fact: inside each window the owner's draw was uniform, secret, and made
 before release. For a model made without the secret (H0), and given whatever it answers, the draw is still uniform and
 independent from key to key. So no p-value here needs a model of how innocent models answer.
 

@@ -193,8 +193,8 @@ def test_every_generation_option_reaches_the_set(run: Run, tiny_folder: Path, tm
 
 def test_every_embedding_option_reaches_the_recipe(run: Run, made: Path, tiny_folder: Path, tmp_path: Path) -> None:
     options = {
-        "learning_rate": 1e-3, "pull": 0.1, "ease": 0.9, "batch_size": 7, "max_epochs": 2, "stop_share": 0.5, "stop_kl": 0.3,
-        "text_share": 0.5, "text_length": 8, "text_weight": 0.5, "seed": 3,
+        "learning_rate": 1e-3, "pull": 0.1, "ease": 0.9, "batch_size": 7, "max_epochs": 2, "stop_share": 0.5,
+        "stop_kl": 0.3, "text_share": 0.5, "text_length": 8, "text_weight": 0.5, "seed": 3,
     }  # fmt: skip
     flags = [part for name, value in options.items() for part in ("--" + name.replace("_", "-"), value)]
     arguments = ["embed", "--model", tiny_folder, "--fingerprints", made / "fingerprints", *flags, "--json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> object:
+def tokenizer() -> Any:
     return tiny_tokenizer()
 
 
@@ -23,7 +24,7 @@ def allowed(mask: torch.Tensor) -> set[int]:
     return set(mask.nonzero()[:, 0].tolist())
 
 
-def test_admissible_tokens_are_two_or_more_letters_and_digits(tokenizer) -> None:
+def test_admissible_tokens_are_two_or_more_letters_and_digits(tokenizer: Any) -> None:
     vocabulary = Vocabulary(tokenizer, 1500, CPU)
     texts = {i: tokenizer.decode([i]).strip() for i in range(1500)}
     wanted = {i for i, text in texts.items() if len(text) >= 2 and all(c.isalnum() for c in text)}
@@ -31,13 +32,13 @@ def test_admissible_tokens_are_two_or_more_letters_and_digits(tokenizer) -> None
     assert len(wanted) > 1000
 
 
-def test_plain_tokens_are_printable_whole_characters(tokenizer) -> None:
+def test_plain_tokens_are_printable_whole_characters(tokenizer: Any) -> None:
     texts = {i: tokenizer.decode([i]) for i in allowed(Vocabulary(tokenizer, 1500, CPU).plain)}
     assert all(text and text.isprintable() and "\ufffd" not in text for text in texts.values())
     assert {" ", ".", "a"} <= set(texts.values())
 
 
-def test_special_and_added_tokens_are_neither(tokenizer) -> None:
+def test_special_and_added_tokens_are_neither(tokenizer: Any) -> None:
     added = tiny_tokenizer()
     added.add_tokens(["ordinaryword"])
     vocabulary = Vocabulary(added, len(added), CPU)
@@ -47,14 +48,14 @@ def test_special_and_added_tokens_are_neither(tokenizer) -> None:
 
 
 @pytest.mark.parametrize("size", [1400, 1500, 1536])
-def test_masks_are_as_wide_as_the_logits(tokenizer, size: int) -> None:
+def test_masks_are_as_wide_as_the_logits(tokenizer: Any, size: int) -> None:
     """Models pad their vocabularies; ids that no tokenizer gives are never responses."""
     vocabulary, whole = Vocabulary(tokenizer, size, CPU), Vocabulary(tokenizer, 1500, CPU)
     assert vocabulary.admissible.shape == vocabulary.plain.shape == (size,)
     assert allowed(vocabulary.admissible) == {i for i in allowed(whole.admissible) if i < size}
 
 
-def test_words_are_lower_case_letters_sorted_and_distinct(tokenizer) -> None:
+def test_words_are_lower_case_letters_sorted_and_distinct(tokenizer: Any) -> None:
     words = Vocabulary(tokenizer, 1500, CPU).words
     assert words == sorted(set(words))
     assert all(word.isascii() and word.isalpha() and word == word.lower() and len(word) >= 3 for word in words)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tiny import SPECIAL
 from oml_fast.fingerprint import Asking, Fingerprint, FingerprintSet, Settings, draw_responses
 from oml_fast.generate import generate
 from oml_fast.generate.acceptance import Prompt, accepted
+from oml_fast.generate.askings import Responder
 from oml_fast.generate.vocabulary import Vocabulary
 from oml_fast.models import LanguageModel, load, prefill
 from oml_fast.ops import reference
@@ -142,14 +145,19 @@ def test_responses_go_on_greedily(model: LanguageModel, made: FingerprintSet) ->
     require_greedy_tails(model, made)
 
 
-def test_responses_made_together_go_on_greedily(tiny_model: LanguageModel) -> None:
-    """Several keys a batch, some of them without a window, and several responses a key share one cache."""
+def test_responses_made_together_go_on_greedily(tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several keys of a batch, some without a window, and several responses a key go on from one cache."""
+
+    def strict(tokenizer: Any, batch: Sequence[Prompt], candidates: Sequence[Sequence[int]]) -> list[dict[int, str]]:
+        found = accepted(tokenizer, batch, candidates)
+        return [{} if "work" in prompt.text else texts for prompt, texts in zip(batch, found, strict=True)]
+
+    monkeypatch.setitem(Responder.respond.__globals__, "accepted", strict)
     settings = Settings(width=4, responses_per_key=3, response_length=5, key_source="file")
-    tokenizer = tiny_model.tokenizer
     keys = [f"the {'license' if n % 3 else 'work'} number {n} under" for n in range(24)]
-    lengths = {len(tokenizer(key)["input_ids"]) for key in keys}
-    assert len(lengths) < 6
-    require_greedy_tails(tiny_model, generate(tiny_model, 24, SECRET, settings=settings, keys=keys).fingerprints)
+    generation = generate(tiny_model, 16, SECRET, settings=settings, keys=keys)
+    assert generation.rejected == {"short_window": 8}
+    require_greedy_tails(tiny_model, generation.fingerprints)
 
 
 def require_greedy_tails(model: LanguageModel, made: FingerprintSet) -> None:
