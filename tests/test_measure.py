@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from oml_fast import measure
 from oml_fast.errors import InvalidArgumentError
 from oml_fast.measure import BaseView, Drift, drift
 from oml_fast.models import LanguageModel, load
@@ -97,7 +98,7 @@ def test_long_texts_are_measured_in_parts(
 ) -> None:
     move(fresh_model)
     whole = drift(tiny_model, fresh_model, texts())
-    monkeypatch.setitem(BaseView.drift.__globals__, "_ROWS", 7)
+    monkeypatch.setattr(measure, "_ROWS", 7)
     assert close(drift(tiny_model, fresh_model, texts()), whole)
 
 

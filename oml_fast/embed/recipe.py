@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from ..errors import InvalidArgumentError
 
-_WIDTH_RATE = 0.75  # times 1 / H; one value learned from 64 to 576 hidden units (docs/embedding.md)
+_WIDTH_RATE = 0.75  # times 1 / H; one value that teaches models of 64 to 576 hidden units (docs/log.md)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The training of `embed`. The defaults are measured in docs/embedding.md.
+    """The training of `embed`. docs/embedding.md says why each default is what it is.
 
     learning_rate: of AdamW, constant. None: 0.75 / H, H being the hidden size, since wider layers need smaller steps.
     pull: share of the way back to the base weights that an epoch takes, spread over its steps (0: none).

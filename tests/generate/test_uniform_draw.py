@@ -16,6 +16,8 @@ from oml_fast.fingerprint import FingerprintSet, Settings
 from oml_fast.generate import generate
 from oml_fast.models import LanguageModel
 
+pytestmark = pytest.mark.xdist_group("uniform draw")  # one process makes the 20,000 for all
+
 SECRET = bytes(range(32))
 LEAST = 1e-4  # with a fixed secret every p-value below is a fixed number; under a uniform draw one in 10,000 is less
 
