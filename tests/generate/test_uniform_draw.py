@@ -16,20 +16,8 @@ from oml_fast.fingerprint import FingerprintSet, Settings
 from oml_fast.generate import generate
 from oml_fast.models import LanguageModel
 
-pytestmark = pytest.mark.xdist_group("uniform draw")  # one process makes the 20,000 for all
-
 SECRET = bytes(range(32))
 LEAST = 1e-4  # with a fixed secret every p-value below is a fixed number; under a uniform draw one in 10,000 is less
-
-
-@pytest.fixture(scope="module")
-def many(tiny_model: LanguageModel) -> FingerprintSet:
-    """20,000 accepted fingerprints. Keys of nine ids: short enough that some are rejected."""
-    generation = generate(
-        tiny_model, 20_000, SECRET, settings=Settings(key_source="words", key_length=9), batch_size=512
-    )
-    assert generation.rejected["key_predictable"] > 100
-    return generation.fingerprints
 
 
 def columns(made: FingerprintSet, name: str = "raw", slot: int = 0) -> dict[str, Any]:
@@ -39,7 +27,6 @@ def columns(made: FingerprintSet, name: str = "raw", slot: int = 0) -> dict[str,
         "nucleus_size": np.array([asking.nucleus_size for asking in askings]),
         "first_probability": np.array([asking.window.probs[0] for asking in askings]),
         "first_id": np.array([asking.window.token_ids[0] for asking in askings]),
-        "key_length": np.array([len(fingerprint.key_ids) for fingerprint in made]),
     }
 
 
@@ -56,38 +43,35 @@ def independent(index: Any, other: Any, width: int) -> float:
 
 
 @pytest.mark.slow
-def test_the_index_is_uniform_over_the_window(many: FingerprintSet) -> None:
-    assert len(many) == 20_000
-    assert uniform(columns(many)["index"], 16) > LEAST
+def test_the_index_is_uniform_and_knows_nothing(tiny_model: LanguageModel) -> None:
+    """20,000 accepted fingerprints, with keys of nine ids: so short that some are rejected."""
+    settings = Settings(key_source="words", key_length=9)
+    generation = generate(tiny_model, 20_000, SECRET, settings=settings, batch_size=512)
+    assert len(generation.fingerprints) == 20_000
+    assert generation.rejected["key_predictable"] > 100
+    found = columns(generation.fingerprints)
+    index = found["index"]
+    p_values = {
+        "uniform": uniform(index, 16),
+        "independent of the one before": independent(index[1:], index[:-1], 16),
+        "uniform steps": uniform(np.diff(index) % 16, 16),
+    }
+    for name in ("nucleus_size", "first_probability", "first_id"):
+        above = found[name] > np.median(found[name])
+        assert 2000 < above.sum() < 18_000
+        p_values[f"independent of {name}"] = independent(index, above.astype(int), 16)
+        p_values[f"uniform where {name} is high"] = uniform(index[above], 16)
+        p_values[f"uniform where {name} is low"] = uniform(index[~above], 16)
+    assert {name: p for name, p in p_values.items() if p <= LEAST} == {}
+    require_unweighted(generation.fingerprints)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("column", ["nucleus_size", "first_probability", "first_id", "key_length"])
-def test_the_index_knows_nothing_of_the_window_or_the_key(many: FingerprintSet, column: str) -> None:
-    found = columns(many)
-    above = (found[column] > np.median(found[column])).astype(int)
-    assert 1000 < above.sum() < 19_000 or column == "key_length"
-    assert independent(found["index"], above, 16) > LEAST
-    for half in (0, 1):
-        if (above == half).sum() > 1000:
-            assert uniform(found["index"][above == half], 16) > LEAST
-
-
-@pytest.mark.slow
-def test_the_index_knows_nothing_of_the_one_before(many: FingerprintSet) -> None:
-    index = columns(many)["index"]
-    assert independent(index[1:], index[:-1], 16) > LEAST
-    assert uniform(np.diff(index) % 16, 16) > LEAST
-
-
-@pytest.mark.slow
-def test_the_index_is_not_that_of_the_most_probable_candidate(many: FingerprintSet) -> None:
+def require_unweighted(made: FingerprintSet) -> None:
     """A draw weighted by probability, or one that drops what fits badly, would show here first."""
-    probs = np.array([fingerprint.askings["raw"].window.probs for fingerprint in many])
-    chosen = probs[np.arange(len(many)), columns(many)["index"]]
-    share = (chosen / probs.sum(1)).mean()
-    deviation = (probs / probs.sum(1, keepdims=True)).std(1) / np.sqrt(len(many))
-    assert share == pytest.approx(1 / 16, abs=4 * deviation.mean())
+    probs = np.array([fingerprint.askings["raw"].window.probs for fingerprint in made])
+    share = probs / probs.sum(1, keepdims=True)
+    chosen = share[np.arange(len(made)), columns(made)["index"]]
+    assert chosen.mean() == pytest.approx(1 / 16, abs=4 * share.std() / np.sqrt(len(made)))
 
 
 def test_three_candidates_two_responses_two_formats(tiny_model: LanguageModel) -> None:
