@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-epochs", type=int, help="give up after so many (default: 40)")
     parser.add_argument("--stop-share", type=float, help="stop when this share is learned (default: 0.99) ...")
     parser.add_argument(
-        "--stop-kl", type=float, help="... and KL to the base on mixed-in text is this low (default: 0.15)"
+        "--stop-kl", type=float, help="... and KL to the base on mixed-in text is this low (default: 0.12)"
     )
     parser.add_argument("--text-share", type=float, help="base-model texts per example of a step (default: 0.25)")
     parser.add_argument("--text-length", type=int, help="token ids in each of them (default: 32)")

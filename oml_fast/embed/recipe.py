@@ -32,7 +32,7 @@ class Recipe:
     batch_size: int = 256
     max_epochs: int = 40
     stop_share: float = 0.99
-    stop_kl: float = 0.15
+    stop_kl: float = 0.12
     text_share: float = 0.25
     text_length: int = 32
     text_weight: float = 1.0
