@@ -22,7 +22,7 @@ SOURCES = ("CMakeLists.txt", "LICENSE", "MANIFEST.in", "conftest.py", "constrain
 OPTIONAL_SOURCES = ("CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "README.md", "SECURITY.md")
 FOLDERS = ("bench", "csrc", "docs", "kernels", "oml_fast", "tests")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("packaging")]
+pytestmark = pytest.mark.slow
 has_compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
 
 

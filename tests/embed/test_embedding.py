@@ -198,6 +198,30 @@ def test_the_pull_of_an_epoch_is_spread_over_its_steps(
     assert (1 - pull) ** steps == pytest.approx(1 - 0.6)
 
 
+@pytest.mark.parametrize(
+    ("ease", "stop_kl", "expected"),
+    [(0.5, 10.0, [0.6, 0.3, 0.15]), (1.0, 10.0, [0.6, 0.6, 0.6]), (0.5, 1e-5, [0.6, 0.3, 0.3])],
+    ids=["eased", "not asked to", "drifted after the first epoch"],
+)
+def test_the_pull_eases_while_too_little_is_learned(
+    fresh_model: LanguageModel,
+    plain: FingerprintSet,
+    monkeypatch: pytest.MonkeyPatch,
+    ease: float,
+    stop_kl: float,
+    expected: list[float],
+) -> None:
+    pulls, step = [], AnchoredAdamW.step
+
+    def watched(self: AnchoredAdamW) -> None:
+        pulls.append(self.pull)
+        step(self)
+
+    monkeypatch.setattr(AnchoredAdamW, "step", watched)
+    embed(fresh_model, plain, recipe=Recipe(learning_rate=1e-3, pull=0.6, ease=ease, stop_kl=stop_kl, max_epochs=3))
+    assert pulls == pytest.approx(expected)
+
+
 def test_tokens_are_counted(fresh_model: LanguageModel, plain: FingerprintSet) -> None:
     result = embed(fresh_model, plain, recipe=replace(SHORT, text_share=0.0))
     assert result.train_tokens == 2 * sum(len(f.askings["raw"].prompt_ids) for f in plain)

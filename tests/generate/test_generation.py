@@ -221,6 +221,15 @@ def test_template_variables_are_frozen_in_the_prompt(fresh_model: LanguageModel)
     assert all(text.startswith("now|<|im_start|>user\nthe work number") for text in texts)
 
 
+def test_truncation_and_padding_kept_with_a_tokenizer_do_not_matter(
+    tiny_model: LanguageModel, fresh_model: LanguageModel
+) -> None:
+    fresh_model.tokenizer.backend_tokenizer.enable_truncation(max_length=5)
+    fresh_model.tokenizer.backend_tokenizer.enable_padding(length=32)
+    one, other = (generate(model, 8, SECRET, settings=WORDS).fingerprints for model in (tiny_model, fresh_model))
+    assert one == other
+
+
 def test_the_result_in_numbers_holds_no_secret(tiny_model: LanguageModel) -> None:
     generation = generate(tiny_model, 10, SECRET, settings=Settings(width=4, key_source="words", response_length=2))
     result = generation.to_json()

@@ -238,7 +238,8 @@ def test_saved_models_load_elsewhere_and_keep_their_digests(tiny_model: Language
     assert again.tokenizer.chat_template == tiny_model.tokenizer.chat_template
     ids = torch.tensor([[5, 6, 7]])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
-    assert torch.equal(theirs, tiny_model.model(ids).logits)
+    # The implementation of attention may differ, and with it the rounding.
+    torch.testing.assert_close(theirs, tiny_model.model(ids).logits, rtol=1e-4, atol=1e-4)
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in tmp_path.iterdir())
 
 
