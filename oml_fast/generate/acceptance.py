@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from ..fingerprint import Settings
 from .keys import KeyCandidate
 
 MIN_KEY_BITS = 40.0  # an attacker who samples the key maker must not find keys
 SHORT_WINDOW = "short_window"
 KEY_PREDICTABLE = "key_predictable"
+_DECODING = ("batch_decode", "decode", "_decode")  # what a class of tokenizers may do in its own way
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ def prompts_for(tokenizer: Any, candidate: KeyCandidate, settings: Settings) -> 
     key_ids = tuple(tokenizer(candidate.text, add_special_tokens=False)["input_ids"])
     if not 2 <= len(key_ids) <= settings.key_length:
         return {}, "key_length"
-    if tokenizer.decode(list(key_ids)) != candidate.text:
+    if _decode(tokenizer, [list(key_ids)]) != [candidate.text]:
         return {}, "key_round_trip"
     if candidate.bits is not None and candidate.bits < MIN_KEY_BITS:
         return {}, KEY_PREDICTABLE
@@ -50,8 +53,8 @@ def accepted(tokenizer: Any, batch: Sequence[Prompt], candidates: Sequence[Seque
     found: list[dict[int, str]] = [{} for _ in batch]
     if not pairs:
         return found
-    keys = tokenizer.batch_decode([list(prompt.key_ids) for prompt in batch])
-    longer = tokenizer.batch_decode([[*batch[row].key_ids, candidate] for row, candidate in pairs])
+    keys = _decode(tokenizer, [list(prompt.key_ids) for prompt in batch])
+    longer = _decode(tokenizer, [[*batch[row].key_ids, candidate] for row, candidate in pairs])
     texts = [
         text.removeprefix(keys[row]) if text.startswith(keys[row]) else ""
         for (row, _), text in zip(pairs, longer, strict=True)
@@ -59,9 +62,19 @@ def accepted(tokenizer: Any, batch: Sequence[Prompt], candidates: Sequence[Seque
     whole = [batch[row].text + text for (row, _), text in zip(pairs, texts, strict=True)]
     encoded = _encode(tokenizer, whole, batch[0].special)
     for (row, candidate), text, ids in zip(pairs, texts, encoded, strict=True):
-        if text and tuple(ids) == (*batch[row].ids, candidate):
+        if text and ids == [*batch[row].ids, candidate]:
             found[row][candidate] = text
     return found
+
+
+def _decode(tokenizer: Any, sequences: list[list[int]]) -> list[str]:
+    """The text of each sequence. Where transformers adds nothing to the Rust tokenizer, without its way there."""
+    plain = all(getattr(type(tokenizer), name, None) is getattr(PreTrainedTokenizerFast, name) for name in _DECODING)
+    if plain and not tokenizer.clean_up_tokenization_spaces:
+        texts: list[str] = tokenizer.backend_tokenizer.decode_batch(sequences, skip_special_tokens=False)
+    else:
+        texts = tokenizer.batch_decode(sequences)
+    return texts
 
 
 def _encode(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
@@ -74,7 +87,7 @@ def _encode(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
 
 def _raw(tokenizer: Any, key: str, key_ids: tuple[int, ...]) -> Prompt:
     """The key as it stands, with the special tokens that the tokenizer adds when serving."""
-    return Prompt(key_ids, tuple(tokenizer(key)["input_ids"]), key, True)
+    return Prompt(key_ids, tuple(_encode(tokenizer, [key], True)[0]), key, True)
 
 
 def _chat(tokenizer: Any, key: str, key_ids: tuple[int, ...], variables: dict[str, Any]) -> Prompt:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ..fingerprint import Asking, Response, Settings, Window
-from ..models import LanguageModel, batches_by_length, greedy, prefill
+from ..models import LanguageModel, batches_by_length, greedy, packed_weights, prefill
 from ..ops import perinucleus
 from .acceptance import Prompt, accepted
 from .vocabulary import Vocabulary
 
+_PASSES_WORTH_PACKING = 12  # of a batch through the model: packing takes the time that ten such save
 Draw = Callable[[tuple[int, ...]], tuple[int, ...]]  # key ids -> indices into the window, one per response
 
 
@@ -44,6 +46,11 @@ class Responder:
 
     def respond(self, prompts: Sequence[Prompt], draw: Draw) -> list[Asking | None]:
         """An asking for each prompt of one format, None where fewer than k candidates are accepted."""
+        passes = len(prompts) * self._settings.response_length // self._batch_size
+        with packed_weights(self._model.model) if passes >= _PASSES_WORTH_PACKING else nullcontext():
+            return self._respond(prompts, draw)
+
+    def _respond(self, prompts: Sequence[Prompt], draw: Draw) -> list[Asking | None]:
         askings: list[Asking | None] = [None] * len(prompts)
         for places in batches_by_length([prompt.ids for prompt in prompts], self._batch_size):
             batch = [prompts[place] for place in places]
@@ -64,12 +71,13 @@ class Responder:
         rows = list(range(len(batch)))
         while rows:
             wanted = min(wanted, most)
+            asked = logits if len(rows) == len(batch) else logits[rows]
             result = perinucleus(
-                logits[rows], self._settings.threshold, wanted, self._vocabulary.admissible, backend=self._backend
+                asked, self._settings.threshold, wanted, self._vocabulary.admissible, backend=self._backend
             )
             probs = result.probs.tolist()
             candidates = [[c for c in row if c >= 0] for row in result.token_ids.tolist()]
-            texts = accepted(self._model.tokenizer, [batch[row] for row in rows], candidates)
+            texts = self._first_accepted([batch[row] for row in rows], candidates)
             again = []
             for i, row in enumerate(rows):
                 first = [(c, texts[i][c], p) for c, p in zip(candidates[i], probs[i], strict=False) if c in texts[i]]
@@ -80,6 +88,21 @@ class Responder:
                     again.append(row)
             rows, wanted = again, 4 * wanted
         return dict(sorted(windows.items()))
+
+    def _first_accepted(self, batch: Sequence[Prompt], candidates: Sequence[Sequence[int]]) -> list[dict[int, str]]:
+        """The texts of each prompt's first k accepted candidates, or of all. Checks no candidate that is not needed."""
+        found: list[dict[int, str]] = [{} for _ in batch]
+        checked = [0] * len(batch)
+        while True:
+            upto = [n + self._settings.width - len(texts) for n, texts in zip(checked, found, strict=True)]
+            parts = [ids[n:end] for ids, n, end in zip(candidates, checked, upto, strict=True)]
+            rows = [row for row, part in enumerate(parts) if part]
+            if not rows:
+                return found
+            texts = accepted(self._model.tokenizer, [batch[row] for row in rows], [parts[row] for row in rows])
+            for row, of_row in zip(rows, texts, strict=True):
+                found[row] |= of_row
+            checked = upto
 
     def _tails(
         self, cache: DynamicCache | None, found: dict[int, _Found], draws: dict[int, tuple[int, ...]]

@@ -17,7 +17,7 @@ from .. import backends
 from ..errors import InvalidArgumentError
 from ..fingerprint import Fingerprint, FingerprintSet, Settings, draw_responses
 from ..fingerprint_json import fingerprint_from_json
-from ..models import LanguageModel
+from ..models import LanguageModel, packed_weights
 from ..secret import commitment
 from .acceptance import KEY_PREDICTABLE, SHORT_WINDOW, Prompt, prompts_for
 from .askings import Responder
@@ -102,18 +102,19 @@ def generate(
             responder.sampling_seconds += unit["sampling_seconds"]
         bar.update(len(tally.accepted))
         started = mark = time.perf_counter()
-        while len(tally.accepted) < num_fingerprints:
-            numbers = range(len(units.units) * batch_size, (len(units.units) + 1) * batch_size)
-            candidates = maker.make(numbers)
-            tally.require_more(candidates, maker.limit, len(units.units))
-            sampled, had = responder.sampling_seconds, len(tally.accepted)
-            outcomes = _outcomes(model, settings, secret, candidates, responder)
-            now = time.perf_counter()
-            took = {"seconds": now - mark, "sampling_seconds": responder.sampling_seconds - sampled}
-            units.append({"outcomes": outcomes, **took})
-            mark = now
-            tally.add(outcomes)
-            bar.update(len(tally.accepted) - had)
+        with packed_weights(model.model):
+            while len(tally.accepted) < num_fingerprints:
+                numbers = range(len(units.units) * batch_size, (len(units.units) + 1) * batch_size)
+                candidates = maker.make(numbers)
+                tally.require_more(candidates, maker.limit, len(units.units))
+                sampled, had = responder.sampling_seconds, len(tally.accepted)
+                outcomes = _outcomes(model, settings, secret, candidates, responder)
+                now = time.perf_counter()
+                took = {"seconds": now - mark, "sampling_seconds": responder.sampling_seconds - sampled}
+                units.append({"outcomes": outcomes, **took})
+                mark = now
+                tally.add(outcomes)
+                bar.update(len(tally.accepted) - had)
     fingerprints = FingerprintSet(
         settings=settings,
         base_model=Path(model.name).name,

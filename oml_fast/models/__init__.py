@@ -8,6 +8,7 @@ from .decoding import batches_by_length, greedy, prefill, sample
 from .digests import model_digest, tokenizer_digest
 from .language_model import LanguageModel
 from .loading import count_parameters, load, load_tokenizer, model_shape, require_model_folder, resolve_device, save
+from .packed import packed_weights
 
 __all__ = [
     "HfCompleter",
@@ -20,6 +21,7 @@ __all__ = [
     "load_tokenizer",
     "model_digest",
     "model_shape",
+    "packed_weights",
     "prefill",
     "require_model_folder",
     "resolve_device",

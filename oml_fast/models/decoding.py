@@ -47,7 +47,12 @@ def greedy(
     """
 
     def choose(logits: Tensor, step: int) -> Tensor:
-        return (logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)).argmax(-1)
+        ids = logits.argmax(-1)
+        if allowed is not None:
+            others = (~allowed[ids]).nonzero().squeeze(1)
+            if len(others):  # few or none, mostly: masking every row would cost more than the choice itself
+                ids[others] = logits[others].masked_fill(~allowed, -torch.inf).argmax(-1)
+        return ids
 
     return _decode(model, logits, cache, length, choose)
 

@@ -62,8 +62,10 @@ class LanguageModel:
 
     def logits(self, hidden: Tensor, head: tuple[Tensor, Tensor | None] | None = None) -> Tensor:
         """[N, H] hidden states -> [N, V] logits, in the model's dtype, with the model's head or a `head` kept of it."""
-        weight, bias = head or self.head()
-        logits = functional.linear(hidden.contiguous(), weight, bias)
+        if head is None:  # the module, not its tensors: its weight may be packed
+            logits: Tensor = self.model.get_output_embeddings()(hidden.contiguous())
+        else:
+            logits = functional.linear(hidden.contiguous(), *head)
         if self._scale != 1.0:
             logits = logits * self._scale
         if self._softcap is not None:

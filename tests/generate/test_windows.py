@@ -12,7 +12,7 @@ from tiny import SPECIAL
 
 from oml_fast.fingerprint import Asking, Fingerprint, FingerprintSet, Settings, draw_responses
 from oml_fast.generate import generate
-from oml_fast.generate.acceptance import Prompt, accepted
+from oml_fast.generate.acceptance import Prompt, _decode, accepted
 from oml_fast.generate.askings import Responder
 from oml_fast.generate.vocabulary import Vocabulary
 from oml_fast.models import LanguageModel, load, prefill
@@ -193,6 +193,38 @@ def test_candidates_that_are_read_otherwise_are_not_accepted(tiny_model: Languag
     assert encode(tiny_model, "the license")[: len(encoded)] != encoded
     (found,) = accepted(tiny_model.tokenizer, [prompt], [[merging, plain]])
     assert found == {plain: " under"}
+
+
+def test_no_more_candidates_are_checked_than_windows_need(
+    tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many texts are encoded as there are candidates up to the last of each window."""
+    checked: list[int] = []
+    kept: list[int] = []
+
+    def counting(tokenizer: Any, batch: Sequence[Prompt], candidates: Sequence[Sequence[int]]) -> list[dict[int, str]]:
+        found = accepted(tokenizer, batch, candidates)
+        checked.extend(c for ids in candidates for c in ids)
+        kept.extend(c for texts in found for c in texts)
+        return found
+
+    monkeypatch.setitem(Responder.respond.__globals__, "accepted", counting)
+    made = generate(tiny_model, 12, SECRET, settings=CASES["raw"], batch_size=12)
+    assert not made.rejected
+    assert len(kept) == 12 * 16
+    assert len(checked) > len(kept)
+
+
+@pytest.mark.parametrize("cleaning", [False, True])
+def test_texts_are_those_that_the_tokenizer_decodes(tiny_folder: Path, cleaning: bool) -> None:
+    """Special ids, bytes that are no text, spaces before punctuation; by the short way and by that of transformers."""
+    tokenizer = load(tiny_folder, device="cpu").tokenizer
+    tokenizer.clean_up_tokenization_spaces = cleaning
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = cleaning
+    cleaned = [*tokenizer("so it is n't , is it ?")["input_ids"], 0, 1, 2]
+    sequences = [cleaned, [], *([n, *range(n)] for n in range(0, len(tokenizer), 7))]
+    assert _decode(tokenizer, sequences) == [tokenizer.decode(ids) for ids in sequences]
+    assert (" ," in _decode(tokenizer, [cleaned])[0]) != cleaning
 
 
 def test_some_candidates_are_refused_and_others_take_their_places(tiny_model: LanguageModel) -> None:
