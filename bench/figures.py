@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def conditions(run: dict[str, Any]) -> str:
         f"load average {load[0]:.2f} at the start",
         run.get("date", ""),
     ]
-    return "; ".join(part for part in parts if part) + "."
+    return textwrap.fill("; ".join(part for part in parts if part) + ".", 118)
 
 
 def rewritten(text: str, table: str, name: str) -> str:
