@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from ..fingerprint import FingerprintSet
 from ..models import batches_by_length
 
+MICRO_BATCH_TOKENS = 4096  # in one forward and backward pass
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -36,7 +38,7 @@ def batches(items: Sequence[Example], batch_size: int, order: random.Random) -> 
         yield shuffled[start : start + batch_size]
 
 
-def micro_batches(batch: Sequence[Example], max_tokens: int = 4096) -> Iterator[list[Example]]:
+def micro_batches(batch: Sequence[Example], max_tokens: int = MICRO_BATCH_TOKENS) -> Iterator[list[Example]]:
     """Parts of a batch whose sequences have one length, at most `max_tokens` ids in all: nothing is padded."""
     longest = max(len(example.ids) for example in batch)
     for places in batches_by_length([example.ids for example in batch], max(1, max_tokens // longest)):

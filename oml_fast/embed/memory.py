@@ -10,9 +10,9 @@ import torch
 
 from ..errors import InvalidArgumentError
 from ..models import count_parameters, model_shape
+from .data import MICRO_BATCH_TOKENS
 from .recipe import Recipe
 
-_MICRO_BATCH_TOKENS = 4096
 # Bytes of activations kept for the backward pass, per token id, layer and hidden unit: attention, norms, MLP in bf16.
 _ACTIVATION_BYTES = 80
 
@@ -56,7 +56,7 @@ def memory_need(folder: Path, recipe: Recipe, num_examples: int, longest: int, d
     # Weights, the base's copy and gradients in the weights' precision; float32 gradients and masters beside lower ones.
     weights = 3 * size if recipe.pull else 2 * size
     optimizer = parameters * (8 + (8 if below_float32 else 0))
-    tokens = min(_MICRO_BATCH_TOKENS, num_examples * longest)
+    tokens = min(MICRO_BATCH_TOKENS, num_examples * longest)
     rows = max(recipe.text_length * min(recipe.batch_size, num_examples) * recipe.text_share, min(num_examples, tokens))
     activations = int(tokens * layers * hidden * _ACTIVATION_BYTES + rows * vocabulary * 4 * 5)
     return MemoryNeed(weights, optimizer, activations, _available(device))
