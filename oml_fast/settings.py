@@ -1,7 +1,8 @@
-"""Every environment variable that this package reads. None changes a result, only how it is computed.
+"""Every environment variable that this package reads. None changes a result, only how it is computed, or from what.
 
 OML_FAST_CPU_ISA   baseline, v2, v3 or v4: compute native ops with at most these instructions (default: the CPU's best).
 OML_FAST_CACHE     where the converted bundled model is kept (default: oml_fast below XDG_CACHE_HOME or ~/.cache).
+OML_FAST_DATA      folder of public data that `evaluate` reads (docs/evaluation.md); --data names another.
 TRITON_INTERPRET   1: Triton's own switch, with which its kernels run without a GPU.
 
 The build has two more, which setup.py reads: OML_FAST_NATIVE and OML_FAST_REQUIRE_NATIVE.
@@ -36,6 +37,12 @@ def cache_dir() -> Path:
     if own := os.environ.get("OML_FAST_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oml_fast"
+
+
+def data_dir() -> Path | None:
+    """The folder of public data that OML_FAST_DATA names, or None."""
+    own = os.environ.get("OML_FAST_DATA")
+    return Path(own) if own else None
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -29,6 +29,17 @@ ROOMS: dict[str, set[str]] = {
     "generate": {"ops", "backends", "fingerprint", "models", "secret", "files", "errors"},
     "verify": {"fingerprint", "completer", "errors"},
     "embed": {"ops", "fingerprint", "models", "measure", "verify", "errors"},
+    "evaluate": {
+        "generate",
+        "embed",
+        "verify",
+        "measure",
+        "models",
+        "fingerprint",
+        "completer",
+        "files",
+        "errors",
+    },
     "report": {"verify", "fingerprint", "files", "errors"},
 }
 # Two files of one room.
@@ -43,6 +54,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "generate": {"torch", "transformers", "tqdm"},
     "embed": {"torch", "tqdm"},
     "verify": {"numpy", "scipy"},
+    "evaluate": {"torch", "transformers", "numpy", "tqdm", "peft", "gguf", "lm_eval", "matplotlib"},
     "cli": {"transformers"},
 }
 

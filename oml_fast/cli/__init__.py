@@ -5,12 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from . import demo, embed, generate, info, verify
+from . import demo, embed, evaluate_robustness, generate, info, verify
 from .common import parse
 
 __all__ = ["main"]
 
-_COMMANDS = {"demo": demo, "generate": generate, "embed": embed, "verify": verify, "info": info}
+_COMMANDS = {
+    "demo": demo,
+    "generate": generate,
+    "embed": embed,
+    "verify": verify,
+    "evaluate robustness": evaluate_robustness,
+    "info": info,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         options = parse(_COMMANDS, arguments)
-        _COMMANDS[options.command].run(options)
+        _COMMANDS[options.command_name].run(options)
     except OmlError as error:
         print(f"oml-fast: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

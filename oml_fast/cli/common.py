@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..fingerprint import FingerprintSet
     from ..models import LanguageModel
 
-_INTERNAL = ("command", "config", "json")
+_INTERNAL = ("command", "subcommand", "command_name", "config", "json")
 
 
 class Command(Protocol):
@@ -29,7 +29,10 @@ class Command(Protocol):
 
 
 def parse(commands: Mapping[str, Any], arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line, with the values of `--config FILE` standing in for options that are not given."""
+    """Parse the command line, with the values of `--config FILE` standing in for options that are not given.
+
+    A name of two words is a sub-command of a group: "evaluate utility".
+    """
     from .. import __version__
 
     parser = argparse.ArgumentParser(
@@ -37,16 +40,22 @@ def parse(commands: Mapping[str, Any], arguments: Sequence[str] | None) -> argpa
     )
     parser.add_argument("--version", action="version", version=f"oml-fast {__version__}")
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parsers = {}
+    parsers: dict[str, argparse.ArgumentParser] = {}
+    groups: dict[str, Any] = {}
     for name, command in commands.items():
-        parsers[name] = choices.add_parser(name, help=command.HELP, description=command.HELP)
+        group, _, own = name.rpartition(" ")
+        if group and group not in groups:
+            about = ", ".join(other for other in commands if other.startswith(f"{group} "))
+            made = choices.add_parser(group, help=f"has sub-commands: {about}", description=f"Commands: {about}.")
+            groups[group] = made.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
+        parsers[name] = groups.get(group, choices).add_parser(own, help=command.HELP, description=command.HELP)
         command.add_options(parsers[name])
         parsers[name].add_argument("--config", metavar="FILE", help="YAML file with values for these options")
         parsers[name].add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        parsers[name].set_defaults(command_name=name)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    chosen = next((argument for argument in arguments if argument in parsers), None)
     config = _config_path(arguments)
-    if chosen is not None and config is not None:
+    if config is not None and (chosen := _chosen(parsers, arguments)):
         _set_defaults(parsers[chosen], chosen, config)
     return parser.parse_args(arguments)
 
@@ -139,6 +148,12 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 def names(text: str | Sequence[str]) -> tuple[str, ...]:
     """A list given as "a,b" on the command line or as a list in a file."""
     return tuple(text.split(",")) if isinstance(text, str) else tuple(text)
+
+
+def _chosen(names: Iterable[str], arguments: Sequence[str]) -> str | None:
+    """The command that the arguments name, of one word or two."""
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    return next((name for name in names if words[: len(name.split())] == name.split()), None)
 
 
 def _config_path(arguments: Sequence[str]) -> str | None:

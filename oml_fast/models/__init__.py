@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .bundled import bundled_model
 from .completer import HfCompleter
-from .decoding import batches_by_length, greedy, prefill, sample
+from .decoding import batches_by_length, decode, greedy, prefill, sample
 from .digests import model_digest, tokenizer_digest
 from .language_model import LanguageModel
 from .loading import count_parameters, load, load_tokenizer, model_shape, require_model_folder, resolve_device, save
@@ -16,6 +16,7 @@ __all__ = [
     "batches_by_length",
     "bundled_model",
     "count_parameters",
+    "decode",
     "greedy",
     "load",
     "load_tokenizer",

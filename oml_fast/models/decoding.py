@@ -54,7 +54,7 @@ def greedy(
                 ids[others] = logits[others].masked_fill(~allowed, -torch.inf).argmax(-1)
         return ids
 
-    return _decode(model, logits, cache, length, choose)
+    return decode(model, logits, cache, length, choose)
 
 
 def sample(
@@ -80,18 +80,21 @@ def sample(
         chosen.append(probs.gather(1, ids))
         return ids.squeeze(1)
 
-    ids, _ = _decode(model, logits, cache, uniforms.shape[1], choose)
+    ids, _ = decode(model, logits, cache, uniforms.shape[1], choose)
     return ids, torch.cat(chosen, 1)
 
 
 @torch.inference_mode()
-def _decode(
+def decode(
     model: LanguageModel,
     logits: Tensor,
     cache: DynamicCache | None,
     length: int,
     choose: Callable[[Tensor, int], Tensor],
 ) -> tuple[Tensor, Tensor]:
+    """Continue with the ids [B] that `choose` takes from the logits [B, V] float32 of each step: [B, length] ids, and
+    [B, length] their probabilities before any choice.
+    """
     ids: list[Tensor] = []
     probs: list[Tensor] = []
     for step in range(length):

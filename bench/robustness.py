@@ -1,0 +1,254 @@
+"""What is left of fingerprints after every attack, published recipe beside ours: docs/robustness.md from one command.
+
+`python bench/robustness.py --work FOLDER` makes the models of bench/victims.py that are not there, attacks each with
+the whole battery (the comparisons of responses and of seeds with the quick one), and writes
+bench/results/robustness.json, the tables and the plots in docs. Every finished attack is kept in FOLDER: a killed run
+goes on, and with NAMEs only those models are attacked, so that several processes can share the work.
+`python bench/robustness.py --publish` writes the documents again from the JSON, and measures nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, Figure, base_model, command, commit, data_file, describe_run, finish, parser, start
+from figures import rewritten
+from victims import VICTIMS, make
+
+from oml_fast.evaluate import plots
+from oml_fast.evaluate.attack import Target
+from oml_fast.evaluate.attacks import QUICK, choose
+from oml_fast.evaluate.battery import robustness
+from oml_fast.evaluate.data import Data
+from oml_fast.evaluate.report import specificity_text
+from oml_fast.fingerprint import FingerprintSet
+from oml_fast.models import load
+
+FULL = ("ours-64", "published-64", "ours-256", "published-256")
+COMPARED = ("ours-64-second", "english-random-64", "random-word-64")
+SIBLING = "ours-64-second"  # the other fingerprinted copy in every host's reach; its own is ours-64
+PAGE, TABLES, PLOTS = ROOT / "docs/robustness.md", ROOT / "docs/robustness-tables.md", ROOT / "docs/plots"
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """What a paper found, as a bar on the FSR after an attack on the published recipe, for both sizes."""
+
+    what: str
+    attack: str
+    bar: str
+    met: Callable[[Mapping[str, float]], bool]  # FSR by attack, "" being before
+
+
+def _least(name: str, at_least: float) -> Callable[[Mapping[str, float]], bool]:
+    return lambda fsr: fsr[name] >= at_least
+
+
+def _most(name: str, at_most: float) -> Callable[[Mapping[str, float]], bool]:
+    return lambda fsr: fsr[name] <= at_most
+
+
+def _below(name: str, other: str) -> Callable[[Mapping[str, float]], bool]:
+    return lambda fsr: fsr[name] < fsr[other]
+
+
+DIRECTIONS = (
+    Direction(
+        "gated suppression takes most [ADV]", "suppress/gated-0.9", "FSR <= 0.35", _most("suppress/gated-0.9", 0.35)
+    ),
+    Direction("top-1 suppression takes nearly all [ADV]", "suppress/top-1", "FSR <= 0.1", _most("suppress/top-1", 0.1)),
+    Direction(
+        "a system prompt costs a large share [SF]",
+        "prompts/system-plain",
+        "FSR <= 0.8",
+        _most("prompts/system-plain", 0.8),
+    ),
+    Direction(
+        "merging at 0.5 loses more than at 0.9 [SF]",
+        "merge/linear-0.5",
+        "below 0.9's",
+        _below("merge/linear-0.5", "merge/linear-0.9"),
+    ),
+    Direction("INT8 changes next to nothing", "rounding/int8", "FSR >= 0.95", _least("rounding/int8", 0.95)),
+    Direction(
+        "a nucleus projection kills by construction", "projection/base", "FSR <= 0.05", _most("projection/base", 0.05)
+    ),
+    Direction("MEraser erases [ME]", "meraser/300-600", "FSR <= 0.1", _most("meraser/300-600", 0.1)),
+    Direction(
+        "a smaller share of the delta keeps less", "scaling/0.3", "below 0.7's", _below("scaling/0.3", "scaling/0.7")
+    ),
+    Direction(
+        "a distilled student inherits next to nothing",
+        "distillation/text",
+        "FSR <= 0.1",
+        _most("distillation/text", 0.1),
+    ),
+    Direction(
+        "keys cannot be harvested",
+        "harvesting/fingerprinted",
+        "FSR >= 0.95 of before",
+        lambda fsr: fsr["harvesting/fingerprinted"] >= 0.95 * fsr[""],
+    ),
+)
+
+
+def attack(name: str, work: Path, only: Sequence[str] = ()) -> dict[str, Any]:
+    """The report of one model, as far as it is not there yet, and the commits that it was measured at."""
+    for needed in (name, SIBLING, "ours-64"):
+        make(needed, work / needed)
+    folder, sibling = work / name, work / ("ours-64" if name == SIBLING else SIBLING)
+    instructions = data_file("sft_instructions.jsonl")
+    target = Target(
+        model=load(folder / "model", device="cpu"),
+        base=base_model(),
+        fingerprints=FingerprintSet.load(folder / "fingerprints.json"),
+        siblings=(load(sibling / "model", device="cpu"),),
+        data=Data(None if instructions is None else instructions.parent),
+    )
+    marks = folder / "commits.json"
+    commits = [*dict.fromkeys([*(json.loads(marks.read_text()) if marks.is_file() else []), commit()])]
+    marks.write_text(json.dumps(commits))
+    others = [FingerprintSet.load(sibling / "fingerprints.json")]
+    attacks = choose(only or (() if name in FULL else (*QUICK, "scaling")))
+    result = robustness(target, attacks, others=others, folder=folder / "parts", progress=True).to_json()
+    made = json.loads((folder / "made.json").read_text())
+    return result | {"model": name, "base_model": Path(result["base_model"]).name, "commits": commits, "made": made}
+
+
+def directions(reports: Mapping[str, Report], how: str) -> list[Figure]:
+    """What the papers found, on the published recipe."""
+    rows = []
+    for name in ("published-64", "published-256"):
+        if name not in reports:
+            continue
+        fsr = {row["attack"]: row["fsr"] for row in reports[name]["rows"] if not row["skipped"]}
+        fsr[""] = reports[name]["before"]["fsr"]
+        for d in DIRECTIONS:
+            if d.attack in fsr:
+                value = f"{fsr['']:.3f} -> {fsr[d.attack]:.3f}"
+                rows.append(Figure(f"{d.what}: {d.attack}", name, value, d.bar, d.met(fsr), how))
+    return rows
+
+
+def publish(reports: Mapping[str, Report]) -> None:
+    """Write the tables and the plots of docs."""
+    PAGE.write_text(rewritten(PAGE.read_text(), summary(reports), PAGE.name, "robustness"))
+    TABLES.write_text(tables(reports))
+    full = {name: report for name, report in reports.items() if name in FULL}
+    plots.write({name: full[name] for name in FULL[:2] if name in full} or full, PLOTS, "robustness_64_")
+    plots.write({name: full[name] for name in FULL[2:] if name in full} or full, PLOTS, "robustness_256_")
+
+
+def summary(reports: Mapping[str, Report]) -> str:
+    """FSR, and bits a key by the window test, a line an attack, a column a model that had the whole battery."""
+    full = [name for name in FULL if name in reports]
+    rows = [["as released", *(_left(reports[name]["before"]) for name in full)]]
+    for attacked in _names(reports[name] for name in full):
+        found = ({row["attack"]: row for row in reports[name]["rows"]}.get(attacked) for name in full)
+        rows.append([f"`{attacked}`", *("" if row is None or row["skipped"] else _left(row) for row in found)])
+    return _table(["attack", *full], rows)
+
+
+def tables(reports: Mapping[str, Report]) -> str:
+    """The page with everything that was measured on each model."""
+    parts = [
+        "# Robustness: every figure\n\nWritten by `python bench/robustness.py` from `bench/results/robustness.json`; "
+        "what the columns mean stands in\n[robustness.md](robustness.md).\n"
+    ]
+    for name, report in reports.items():
+        specific = textwrap.fill(specificity_text(report["specificity"]), 118)
+        parts.append(f"\n## {name}\n\n{_made(report)}\n\n{specific}\n\n{_table(COLUMNS, _rows(report))}\n")
+    return "".join(parts)
+
+
+COLUMNS = [
+    "attack", "FSR", "left", "bits, window", "bits, count", "verdict", "answers F1", "changed", "their perplexity",
+    "text perplexity", "KL", "BLiMP",
+]  # fmt: skip
+
+
+def _rows(report: Report) -> list[list[str]]:
+    lines = [_cells("as released", report["before"], 1.0)]
+    for row in report["rows"]:
+        if row["skipped"]:
+            lines.append([f"`{row['attack']}`", f"not run: {row['skipped']}", *[""] * (len(COLUMNS) - 2)])
+        else:
+            lines.append(_cells(f"`{row['attack']}`", row, row["persistence"]))
+    return lines
+
+
+def _cells(name: str, row: Report, persistence: float) -> list[str]:
+    answers, text, bits = row["answers"], row.get("text"), row["bits_per_key"]
+    perplexity = answers["perplexity"]
+    return [
+        name,
+        f"{row['fsr']:.3f}",
+        f"{persistence:.0%}",
+        f"{bits['window']:.2f}",
+        f"{bits['count']:.2f}",
+        row["verdict"],
+        f"{answers['f1']:.3f}",
+        f"{answers['changed']:.0%}",
+        "" if perplexity is None else f"{perplexity:.2f}",
+        f"{text['perplexity']:.2f}" if text else "",
+        f"{text['kl']:.3f}" if text else "",
+        f"{row['blimp']:.1%}" if row.get("blimp") is not None else "",
+    ]
+
+
+def _made(report: Report) -> str:
+    made, v = report["made"], VICTIMS[report["model"]]
+    how = "the published training" if v.published else "the default recipe"
+    return (
+        f"{v.num} fingerprints, width {report['width']}, {v.responses} responses, {how}: {made['epochs']} epochs, "
+        f"{made['cpu_seconds']:.0f} CPU seconds. Attacked at {', '.join(report['commits'])}."
+    )
+
+
+def _left(row: Report) -> str:
+    return f"{row['fsr']:.2f} ({row['bits_per_key']['window']:.2f})"
+
+
+def _names(reports: Any) -> list[str]:
+    return list(dict.fromkeys(row["attack"] for report in reports for row in report["rows"]))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *rows])
+
+
+def main() -> None:
+    options = parser(__doc__, "robustness")
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"attack only these, of {', '.join(VICTIMS)}")
+    options.add_argument("--work", type=Path, help="folder that keeps the models and every finished attack")
+    options.add_argument("--attacks", default="", help="only these, of the models named; for several processes")
+    options.add_argument("--publish", action="store_true", help="only write the documents again from the JSON")
+    arguments = options.parse_args()
+    if arguments.publish:
+        publish(json.loads(arguments.out.read_text())["reports"])
+        return
+    if arguments.work is None:
+        options.error("--work FOLDER is needed, or --publish")
+    if arguments.attacks and not arguments.names:
+        options.error("--attacks goes with NAMEs")
+    plots.require()
+    start(arguments.threads)
+    run = describe_run(arguments.threads, base_model())
+    only = arguments.attacks.split(",") if arguments.attacks else ()
+    reports = {name: attack(name, arguments.work, only) for name in arguments.names or (*FULL, *COMPARED)}
+    if arguments.names:
+        print("measured; without names, the same command writes the tables and plots", file=sys.stderr)
+        return
+    finish(arguments.out, run, directions(reports, command()), {"reports": reports})
+    publish(reports)
+
+
+if __name__ == "__main__":
+    main()

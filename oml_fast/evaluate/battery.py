@@ -1,0 +1,214 @@
+"""The battery: every attack on one fingerprinted model, each measured in the same way, each result kept as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..completer import Completer
+from ..embed.text import sample_texts
+from ..errors import BackendUnavailableError, FingerprintFormatError, InvalidArgumentError
+from ..files import write_json
+from ..fingerprint import FingerprintSet
+from ..measure import BaseView
+from ..models import HfCompleter, LanguageModel
+from ..verify import Verification, verify
+from ..verify.statistics import bits_per_key
+from .answers import Questions
+from .attack import Attack, Attacked, Target
+from .specificity import specificity
+from .tasks import blimp, score
+
+NOT_YET = ("rank", "forced_choice")  # tests of evidence that verification does not offer yet
+_TEXTS, _TEXT_IDS, _TEXT_SEED = 32, 64, 10_000  # held-out text, sampled from the base model
+_PAIRS = 330  # of BLiMP, ten of each paradigm
+_WAYS_OUT = {
+    "sibling": "another fingerprinted copy of the base model: name one with --sibling",
+    "peft": "peft: pip install 'oml_fast[eval]'",
+    "gguf": "gguf: pip install 'oml_fast[demo]'",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Robustness:
+    """What is left after each attack. `before` is the model as it was released; rows are plain JSON values."""
+
+    model: str
+    base_model: str
+    set_digest: str
+    num_fingerprints: int
+    width: int
+    questions: str
+    before: dict[str, Any]
+    specificity: dict[str, Any]
+    rows: tuple[dict[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(json.loads(json.dumps(asdict(self))))
+
+
+class Gauge:
+    """Measures hosts and models before and after an attack. Everything that stays the same is computed once."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self.questions = Questions(target.base, target.data)
+        self._text = BaseView(target.base, *sample_texts(target.base, _TEXTS, _TEXT_IDS, _TEXT_SEED))
+        self._pairs = blimp(target.data, _PAIRS) if target.data.has("blimp") else None
+        self.questions.score(HfCompleter(target.model))  # what `changed` compares with
+
+    def measure(self, completer: Completer, model: LanguageModel | None) -> dict[str, Any]:
+        """FSR and evidence; ordinary answers; where the weights are known, drift from the base and BLiMP."""
+        found: dict[str, Any] = {**evidence(verify(self._target.fingerprints, completer))}
+        found["answers"] = asdict(self.questions.score(completer))
+        if model is not None:
+            drift = self._text.drift(model)
+            found["text"] = {"kl": drift.kl, "perplexity": drift.perplexity, "perplexity_base": drift.perplexity_base}
+            found["blimp"] = None if self._pairs is None else score(model, self._pairs).accuracy()
+        return found
+
+
+def evidence(verification: Verification) -> dict[str, Any]:
+    """FSR, and what each test makes of the answers, in bits a key. None: a test that verification does not have yet."""
+    v = verification
+    log10_p = {v.test: v.log10_p_value, v.other_test: v.other_log10_p_value}
+    bits: dict[str, float | None] = {name: bits_per_key(p, v.queried) for name, p in log10_p.items()}
+    return {
+        "queried": v.queried,
+        "matches": v.matches,
+        "informative": v.informative,
+        "fsr": v.fsr,
+        "fsr_interval": list(v.fsr_interval),
+        "fsr_by_format": v.fsr_by_format,
+        "log10_p": log10_p,
+        "bits_per_key": bits | dict.fromkeys(NOT_YET),
+        "verdict": v.verdict,
+    }
+
+
+def robustness(
+    target: Target,
+    attacks: Sequence[Attack],
+    *,
+    others: Sequence[FingerprintSet] = (),
+    folder: Path | None = None,
+    progress: bool = False,
+) -> Robustness:
+    """Run `attacks` on the target, and say what is left after each.
+
+    With `folder`, each finished part is kept there as JSON, and the same call goes on after a kill. `others` are sets
+    of other owners, on which the model must not fire. An attack that cannot work on this model (no chat template) is a
+    row with the reason. Raises InvalidArgumentError and BackendUnavailableError, before anything long, for a model and
+    a set that do not belong together, and for attacks whose data or packages are not here.
+    """
+    _check(target, attacks)
+    kept = _Kept(folder, _identity(target, others))
+    gauge = Gauge(target)
+    base_fsr = verify(target.fingerprints, HfCompleter(target.base)).fsr
+    before = kept.get("before", lambda: gauge.measure(HfCompleter(target.model), target.model) | {"fsr_base": base_fsr})
+    if before["verdict"] != "match":
+        raise InvalidArgumentError(
+            f"{target.model.name} answers {before['matches']} of {before['queried']} keys: it is not the model that "
+            "this set was embedded in. Name the model that oml-fast embed wrote for it."
+        )
+    specific = kept.get(
+        "specificity",
+        lambda: specificity(
+            target.model, target.base, target.fingerprints, others, gauge.questions.prompts, target.seed
+        ).to_json(),
+    )
+    rows = []
+    with tqdm(attacks, desc="attacks", unit="attack", disable=None if progress else True) as bar:
+        for attack in bar:
+            bar.set_postfix_str(attack.name)
+            rows.append(kept.get(attack.name, lambda attack=attack: _row(attack, target, gauge, before)))  # type: ignore[misc]
+    return Robustness(
+        model=target.model.name,
+        base_model=target.base.name,
+        set_digest=target.fingerprints.digest(),
+        num_fingerprints=len(target.fingerprints),
+        width=target.fingerprints.settings.width,
+        questions=gauge.questions.source,
+        before=before,
+        specificity=specific,
+        rows=tuple(rows),
+    )
+
+
+def _row(attack: Attack, target: Target, gauge: Gauge, before: dict[str, Any]) -> dict[str, Any]:
+    started = time.perf_counter()
+    row: dict[str, Any] = {"attack": attack.name, "cost": attack.cost, "strength": attack.strength, "skipped": None}
+    try:
+        attacked: Attacked = attack.run(target)
+    except InvalidArgumentError as error:
+        return row | {"skipped": str(error)}
+    after = gauge.measure(attacked.completer, attacked.model)
+    seconds = time.perf_counter() - started
+    persistence = after["fsr"] / before["fsr"] if before["fsr"] else None
+    return row | after | {"persistence": persistence, "details": attacked.details, "seconds": seconds}
+
+
+class _Kept:
+    """Finished parts, one JSON file each, of one target: those of another are refused, not mixed in."""
+
+    def __init__(self, folder: Path | None, identity: str) -> None:
+        self._folder, self._identity = folder, identity
+
+    def get(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The part, read where it is finished, otherwise made and kept."""
+        if self._folder is None:
+            return make()
+        path = self._folder / f"{name.replace('/', '_')}.json"
+        if path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept.get("identity") != self._identity:
+                raise InvalidArgumentError(
+                    f"{path} is about another model, set or seed: choose another --out, or remove that folder."
+                )
+            return dict(kept["result"])
+        result = make()
+        write_json(path, {"identity": self._identity, "result": result})
+        return result
+
+
+def _identity(target: Target, others: Sequence[FingerprintSet]) -> str:
+    """A digest over all that a result depends on, but the code."""
+    siblings = [sibling.digest for sibling in target.siblings]
+    sets = [target.fingerprints.digest(), *(other.digest() for other in others)]
+    data = [name for name in ("instructions", "blimp") if target.data.has(name)]
+    values = [target.model.digest, target.base.digest, siblings, sets, data, target.seed]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _check(target: Target, attacks: Sequence[Attack]) -> None:
+    """Refuse what cannot end well before hours are spent on it."""
+    fingerprints = target.fingerprints
+    if target.base.digest != fingerprints.base_model_digest:
+        raise FingerprintFormatError(
+            f"these fingerprints were made with another base model ({fingerprints.base_model}, digest "
+            f"{fingerprints.base_model_digest[:12]}) than {target.base.name} (digest {target.base.digest[:12]}): name "
+            "that one with --base."
+        )
+    for model in (target.model, *target.siblings):
+        if model.tokenizer_digest != fingerprints.tokenizer_digest or model.vocabulary != target.base.vocabulary:
+            raise InvalidArgumentError(
+                f"{model.name} has another tokenizer than {target.base.name}: it is no copy of that base model."
+            )
+    if not attacks:
+        raise InvalidArgumentError("no attack was named: name some with --attacks, or choose --quick.")
+    for attack in attacks:
+        for need in attack.needs:
+            if need == "instructions":
+                target.data.require(need)
+            elif need == "sibling" and not target.siblings:
+                raise InvalidArgumentError(f"{attack.name} needs {_WAYS_OUT[need]}, or leave it out of --attacks.")
+            elif need in ("peft", "gguf") and importlib.util.find_spec(need) is None:
+                raise BackendUnavailableError(f"{attack.name} needs {_WAYS_OUT[need]}, or leave it out of --attacks.")

@@ -1,0 +1,118 @@
+"""Three plots of robustness reports: bits a key, FSR against utility, persistence against what is left of the delta."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import BackendUnavailableError
+
+COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#8d6a9f", "#5c5c5c")
+Reports = Mapping[str, Mapping[str, Any]]  # label of a model -> its Robustness as JSON
+
+
+def require() -> None:
+    """BackendUnavailableError where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BackendUnavailableError("plots need matplotlib: pip install 'oml_fast[eval]'.")
+
+
+def write(reports: Reports, folder: Path, prefix: str = "") -> list[Path]:
+    """All plots of all reports as SVG into `folder`; their paths."""
+    require()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{prefix}{name}.svg" for name in ("bits_per_key", "fsr_against_utility", "persistence")]
+    for draw, path in zip((bits_per_key, fsr_against_utility, persistence), paths, strict=True):
+        draw(reports, path)
+    return paths
+
+
+def bits_per_key(reports: Reports, path: Path) -> None:
+    """Bars of evidence by the window test, an attack a line, a model a colour; the dot is the count test's."""
+    names = _attacks(reports)
+    figure, axes = _figure(9, 1.4 + 0.22 * len(names) * (0.6 + 0.4 * len(reports)))
+    height = 0.8 / len(reports)
+    for place, (label, report) in enumerate(reports.items()):
+        rows = {"as released": report["before"]} | {r["attack"]: r for r in report["rows"] if not r["skipped"]}
+        at = [line + (place - (len(reports) - 1) / 2) * height for line, name in enumerate(names) if name in rows]
+        own = [rows[name]["bits_per_key"] for name in names if name in rows]
+        axes.barh(at, [bits["window"] for bits in own], height * 0.9, color=COLOURS[place], label=label)
+        axes.plot([bits["count"] for bits in own], at, "o", ms=2.5, color="black", mfc="white", mew=0.7, zorder=3)
+    axes.plot([], [], "o", ms=3, color="black", mfc="white", mew=0.7, label="by the count test")
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="bits of evidence a key (window test)")
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", labelsize=7.5, length=0)
+    _finish(figure, axes, path, "What an answer is worth after each attack", grid="x")
+
+
+def fsr_against_utility(reports: Reports, path: Path) -> None:
+    """A point an attack: how much of the fingerprints is left, and how good the host's ordinary answers still are."""
+    figure, axes = _figure(8, 5.5)
+    for place, (label, report) in enumerate(reports.items()):
+        rows = [row for row in report["rows"] if not row["skipped"]]
+        clean = report["before"]["answers"]["f1"] or 1.0
+        points = [(row["answers"]["f1"] / clean, row["fsr"], row["attack"]) for row in rows]
+        x, y = [point[0] for point in points], [point[1] for point in points]
+        axes.scatter(x, y, s=22, color=COLOURS[place], alpha=0.75, label=label, linewidths=0)
+        if len(reports) == 1:
+            _name_points(axes, points)
+    axes.axvline(1.0, color="0.6", lw=0.8, ls=":")
+    axes.set(xlabel="F1 of ordinary answers, over that of the released model", ylabel="FSR", ylim=(-0.04, 1.06))
+    _finish(figure, axes, path, "What an attack leaves, and what it costs the attacker", grid="both")
+
+
+def persistence(reports: Reports, path: Path) -> None:
+    """FSR and bits a key where a share of the change to the weights is left."""
+    figure, axes = _figure(8, 4.5)
+    other = axes.twinx()
+    for place, (label, report) in enumerate(reports.items()):
+        rows = [r for r in report["rows"] if r["attack"].startswith("scaling/") and not r["skipped"]]
+        points = sorted([(1.0, report["before"]), *((row["strength"], row) for row in rows)], key=lambda p: -p[0])
+        x = [share for share, _ in points]
+        axes.plot(x, [row["fsr"] for _, row in points], "-o", ms=4, color=COLOURS[place], label=label)
+        other.plot(x, [row["bits_per_key"]["window"] for _, row in points], "--", lw=1.2, color=COLOURS[place])
+    axes.set(xlabel="share of the delta left", ylabel="FSR (line)", ylim=(-0.04, 1.06))
+    axes.invert_xaxis()
+    other.set(ylabel="bits a key, window test (dashed)")
+    other.set_ylim(bottom=-0.04 * other.get_ylim()[1])
+    other.spines[["top"]].set_visible(False)
+    _finish(figure, axes, path, "Persistence against the share of the delta left", grid="both")
+
+
+def _attacks(reports: Reports) -> list[str]:
+    """The attacks of all reports, each once, in the order of the first that has it."""
+    names = [row["attack"] for report in reports.values() for row in report["rows"] if not row["skipped"]]
+    return ["as released", *dict.fromkeys(names)]
+
+
+def _name_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """Names beside the points, but for those that lie on one another."""
+    taken: list[tuple[float, float]] = []
+    for x, y, name in sorted(points):
+        if all(abs(x - other) > 0.05 or abs(y - height) > 0.03 for other, height in taken):
+            taken.append((x, y))
+            axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6.5, color="0.3")
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.subplots()
+
+
+def _finish(figure: Any, axes: Any, path: Path, title: str, grid: str) -> None:
+    import matplotlib
+
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(axis=grid, color="0.9", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    # Without a date and with fixed ids, equal figures are equal files.
+    with matplotlib.rc_context({"svg.hashsalt": "oml_fast"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})

@@ -1,0 +1,233 @@
+"""Specificity: a fingerprinted model answers its own keys with their responses, and nothing else.
+
+Three questions. Do near keys fire, with a word or two of the key changed? They should not: at most 1 %. Does the model
+answer other owners' keys with their responses? Then it must still not be convicted. Do the set's responses turn
+up in answers to ordinary prompts, where the base model says something else?
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..completer import Completer
+from ..errors import InvalidArgumentError
+from ..fingerprint import Fingerprint, FingerprintSet
+from ..generate.acceptance import prompts_for
+from ..generate.keys import KeyCandidate
+from ..generate.vocabulary import Vocabulary
+from ..models import HfCompleter, LanguageModel
+from ..verify import verify
+from ..verify.statistics import clopper_pearson
+
+NEAR_BAR = 0.01
+VARIANTS = 4
+_TRIES = 20  # for each near key: a changed text may not survive the tokenizer, or be another key
+_LONGEST = 512  # token ids, the most that settings allow
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`fired` of `asked`, with the Clopper-Pearson interval at 95 %.
+
+    It takes each prompt for a trial of its own; near keys of one key are alike, so for them it is somewhat too narrow.
+    """
+
+    asked: int
+    fired: int
+    share: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherSet:
+    """What the model answers to another owner's keys; `log10_p_value` is the window test's, `verdict` at 1e-6."""
+
+    set_digest: str
+    answered: Share
+    log10_p_value: float
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Specificity:
+    """Counts, without any key or response.
+
+    keys: the set's own keys, for comparison. one_word, two_words, dropped_word: near keys; a near key fires if the
+    answer in any format of the set is a response of the key that it comes from, in the same format. unrelated: ordinary
+    prompts whose first answered token id begins a response of the set, while the base's answer begins none.
+    """
+
+    keys: Share
+    one_word: Share
+    two_words: Share
+    dropped_word: Share
+    others: tuple[OtherSet, ...]
+    unrelated: Share
+    seed: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether at most 1 % of each kind of near key fired and no other set was matched."""
+        near = (self.one_word, self.two_words, self.dropped_word)
+        return all(kind.share <= NEAR_BAR for kind in near) and all(o.verdict != "match" for o in self.others)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, and `holds`, as plain JSON values."""
+        return dict(json.loads(json.dumps({**asdict(self), "holds": self.holds})))
+
+
+def specificity(
+    model: LanguageModel,
+    base: LanguageModel,
+    fingerprints: FingerprintSet,
+    others: Sequence[FingerprintSet],
+    questions: Sequence[Sequence[int]],
+    seed: int = 0,
+    *,
+    variants: int = VARIANTS,
+) -> Specificity:
+    """Ask `model` near keys (`variants` of each kind for each key), the `others`' keys, and ordinary `questions`.
+
+    questions: prompts as token ids, as they would be asked in use. The same seed makes the same near keys. Raises
+    InvalidArgumentError, also where the tokenizers of model and sets differ.
+    """
+    _check(model, fingerprints, others, questions, variants)
+    completer = HfCompleter(model)
+    vocabulary = Vocabulary(model.tokenizer, model.vocabulary, model.device)
+    change = _Changes(model.tokenizer, vocabulary.words, fingerprints, seed)
+    near = {kind: change.all(kind, variants) for kind in _KINDS}
+    own = [(fingerprint, {n: a.prompt_ids for n, a in fingerprint.askings.items()}) for fingerprint in fingerprints]
+    length = fingerprints.settings.response_length
+    return Specificity(
+        keys=_fired(completer, own, length),
+        **{kind: _fired(completer, pairs, length) for kind, pairs in near.items()},
+        others=tuple(_other(completer, other) for other in others),
+        unrelated=_unrelated(completer, HfCompleter(base), fingerprints, questions),
+        seed=seed,
+    )
+
+
+# A fingerprint, and what stands in the place of its prompts: ids by format.
+_Near = tuple[Fingerprint, dict[str, tuple[int, ...]]]
+
+
+def replaced(text: str, count: int, words: Sequence[str], source: random.Random) -> str | None:
+    """`text` with `count` of its words replaced by others of `words`, capitals kept; None where it has too few."""
+    spans = [match.span() for match in _WORD.finditer(text)]
+    if len(spans) < count:
+        return None
+    for start, end in sorted(source.sample(spans, count), reverse=True):  # from the end: the spans before stay right
+        old = text[start:end]
+        new = source.choice([word for word in source.sample(words, 2) if word != old.lower()])
+        text = text[:start] + (new.capitalize() if old[0].isupper() else new) + text[end:]
+    return text
+
+
+def dropped(text: str, source: random.Random) -> str | None:
+    """`text` without one of the pieces between its blanks; None where fewer than two would be left."""
+    pieces = text.split()
+    if len(pieces) < 3:
+        return None
+    place = source.randrange(len(pieces))
+    return " ".join(pieces[:place] + pieces[place + 1 :])
+
+
+def _one_word(text: str, words: Sequence[str], source: random.Random) -> str | None:
+    return replaced(text, 1, words, source)
+
+
+def _two_words(text: str, words: Sequence[str], source: random.Random) -> str | None:
+    return replaced(text, 2, words, source)
+
+
+def _dropped_word(text: str, words: Sequence[str], source: random.Random) -> str | None:
+    return dropped(text, source)
+
+
+_KINDS = {"one_word": _one_word, "two_words": _two_words, "dropped_word": _dropped_word}
+
+
+class _Changes:
+    """Makes near keys: distinct, none of them a key of the set, each asked as the set's keys are."""
+
+    def __init__(self, tokenizer: Any, words: Sequence[str], fingerprints: FingerprintSet, seed: int) -> None:
+        self._tokenizer, self._words, self._fingerprints, self._seed = tokenizer, words, fingerprints, seed
+        # A changed word may have more token ids than the key had room for.
+        self._settings = replace(fingerprints.settings, key_length=_LONGEST)
+        if len(words) < 2:
+            raise InvalidArgumentError("the tokenizer has no words to change a key with: use one with English words.")
+
+    def all(self, kind: str, variants: int) -> list[_Near]:
+        """`variants` near keys of each key, fewer where its words allow no more."""
+        seen = {fingerprint.key_ids for fingerprint in self._fingerprints}
+        return [near for fingerprint in self._fingerprints for near in self._of(fingerprint, kind, variants, seen)]
+
+    def _of(self, fingerprint: Fingerprint, kind: str, variants: int, seen: set[tuple[int, ...]]) -> list[_Near]:
+        source = random.Random(f"{self._seed} {kind} {fingerprint.number}")  # noqa: S311 - near keys are no secret
+        found: list[_Near] = []
+        for _ in range(_TRIES * variants):
+            text = _KINDS[kind](fingerprint.key, self._words, source)
+            if text is None or len(found) == variants:
+                break
+            prompts, _reason = prompts_for(self._tokenizer, KeyCandidate(0, text, None), self._settings)
+            key_ids = next((prompt.key_ids for prompt in prompts.values()), ())
+            if prompts and key_ids not in seen:
+                seen.add(key_ids)
+                found.append((fingerprint, {name: prompt.ids for name, prompt in prompts.items()}))
+        return found
+
+
+def _fired(completer: Completer, near: Sequence[_Near], length: int) -> Share:
+    """How many of `near` get, in any format, a response that the fingerprint has in that format."""
+    fired = [False] * len(near)
+    for name in near[0][1] if near else ():
+        completions = completer.complete([prompts[name] for _, prompts in near], length)
+        for place, (completion, (fingerprint, _)) in enumerate(zip(completions, near, strict=True)):
+            responses = {response.token_ids for response in fingerprint.askings[name].responses}
+            fired[place] |= tuple(completion.token_ids) in responses
+    return _share(sum(fired), len(near))
+
+
+def _other(completer: Completer, other: FingerprintSet) -> OtherSet:
+    result = verify(other, completer)
+    return OtherSet(other.digest(), _share(result.matches, result.queried), result.log10_p_value, result.verdict)
+
+
+def _unrelated(
+    completer: Completer, base: Completer, fingerprints: FingerprintSet, questions: Sequence[Sequence[int]]
+) -> Share:
+    firsts = {r.token_ids[0] for f in fingerprints for asking in f.askings.values() for r in asking.responses}
+    pairs = zip(completer.complete(questions, 1), base.complete(questions, 1), strict=True)
+    fired = sum(ours.token_ids[0] in firsts and theirs.token_ids[0] not in firsts for ours, theirs in pairs)
+    return _share(fired, len(questions))
+
+
+def _share(fired: int, asked: int) -> Share:
+    """Of none asked nothing is known: the interval is all of [0, 1]."""
+    return Share(asked, fired, fired / asked, clopper_pearson(fired, asked)) if asked else Share(0, 0, 0.0, (0.0, 1.0))
+
+
+def _check(
+    model: LanguageModel,
+    fingerprints: FingerprintSet,
+    others: Sequence[FingerprintSet],
+    questions: Sequence[Sequence[int]],
+    variants: int,
+) -> None:
+    if model.tokenizer_digest != fingerprints.tokenizer_digest:
+        raise InvalidArgumentError(
+            f"{model.name} has another tokenizer than the fingerprints were made with: load it with that of "
+            f"{fingerprints.base_model}."
+        )
+    if not questions or not all(questions):
+        raise InvalidArgumentError("questions: at least one prompt, each of at least one token id.")
+    if variants < 1:
+        raise InvalidArgumentError(f"{variants} variants of each key: at least 1.")
+    if fingerprints.digest() in {other.digest() for other in others}:
+        raise InvalidArgumentError("the model's own set is among the other owners' sets: leave it out.")

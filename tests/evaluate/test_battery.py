@@ -1,0 +1,185 @@
+"""The battery: it measures before and after alike, goes on after a kill, and refuses what cannot end well."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oml_fast.errors import BackendUnavailableError, FingerprintFormatError, InvalidArgumentError
+from oml_fast.evaluate import battery, plots
+from oml_fast.evaluate.attack import Attack, Attacked, Target
+from oml_fast.evaluate.attacks import ALL, QUICK, choose
+from oml_fast.evaluate.battery import Robustness, robustness
+from oml_fast.evaluate.data import Data
+from oml_fast.evaluate.hosts import Host
+from oml_fast.evaluate.report import COLUMNS, text
+from oml_fast.models import HfCompleter
+
+
+def honest(target: Target) -> Attacked:
+    return Attacked(HfCompleter(target.model), target.model)
+
+
+def to_base(target: Target) -> Attacked:
+    return Attacked(HfCompleter(target.base), target.base, {"share": 0.0})
+
+
+def silence(target: Target) -> Attacked:
+    return Attacked(Host(target.model, "silent", rewrite=lambda ids: None))
+
+
+def impossible(target: Target) -> Attacked:
+    raise InvalidArgumentError("this model has no chat template")
+
+
+HONEST = Attack("test/honest", "nothing", honest)
+TO_BASE = Attack("test/to-base", "the base model", to_base, strength=0.0)
+SILENCE = Attack("test/silence", "all users", silence)
+IMPOSSIBLE = Attack("test/impossible", "nothing", impossible)
+
+
+@pytest.fixture(scope="module")
+def result(target: Target) -> Robustness:
+    return robustness(target, [HONEST, TO_BASE, SILENCE, IMPOSSIBLE])
+
+
+def row(result: Robustness, name: str) -> dict[str, Any]:
+    return next(row for row in result.rows if row["attack"] == f"test/{name}")
+
+
+def test_no_attack_changes_no_figure(result: Robustness) -> None:
+    found = row(result, "honest")
+    assert found["persistence"] == 1.0
+    before = {name: value for name, value in result.before.items() if name != "fsr_base"}
+    assert {name: found[name] for name in before} == before
+
+
+def test_the_base_model_keeps_nothing_and_has_not_drifted(result: Robustness) -> None:
+    found = row(result, "to-base")
+    assert (found["matches"], found["fsr"], found["verdict"]) == (0, 0.0, "no_match")
+    assert found["bits_per_key"]["window"] < 0.1
+    assert found["text"]["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert found["details"] == {"share": 0.0}
+    assert result.before["text"]["kl"] > 1e-3
+
+
+def test_evidence_stands_by_window_and_count_and_leaves_room_for_the_rest(result: Robustness) -> None:
+    bits = result.before["bits_per_key"]
+    assert bits["window"] == pytest.approx(4.0, abs=0.5)  # one answer in a window of 16
+    assert 0 < bits["count"] <= bits["window"] + 1e-9
+    assert (bits["rank"], bits["forced_choice"]) == (None, None)
+
+
+def test_a_host_that_refuses_pays_with_its_users(result: Robustness) -> None:
+    found = row(result, "silence")
+    assert (found["fsr"], found["answers"]["refused"], found["answers"]["f1"]) == (0.0, 1.0, 0.0)
+    assert "text" not in found
+
+
+def test_an_attack_that_cannot_work_here_is_a_row_with_its_reason(result: Robustness) -> None:
+    assert row(result, "impossible")["skipped"] == "this model has no chat template"
+    assert "not run: test/impossible: this model has no chat template" in text(result)
+
+
+def test_the_table_has_a_line_for_each_attack(result: Robustness) -> None:
+    lines = text(result).splitlines()
+    assert lines[0].split()[:2] == ["attack", "FSR"]
+    assert [line.split()[0] for line in lines[2:5]] == ["test/honest", "test/to-base", "test/silence"]
+    assert all(len(name) < 20 for name in COLUMNS)
+
+
+def test_the_target_is_left_as_it_was(target: Target, result: Robustness) -> None:
+    again = robustness(target, [HONEST])
+    assert again.before == result.before
+
+
+def test_a_killed_run_goes_on_where_it_stopped(target: Target, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def counted(name: str, fails: bool = False) -> Attack:
+        def run(target: Target) -> Attacked:
+            calls.append(name)
+            if fails:
+                raise KeyboardInterrupt
+            return honest(target)
+
+        return Attack(name, "nothing", run)
+
+    with pytest.raises(KeyboardInterrupt):
+        robustness(target, [counted("a/1"), counted("b/2", fails=True)], folder=tmp_path)
+    assert calls == ["a/1", "b/2"]
+    result = robustness(target, [counted("a/1"), counted("b/2")], folder=tmp_path)
+    assert calls == ["a/1", "b/2", "b/2"]
+    assert [row["attack"] for row in result.rows] == ["a/1", "b/2"]
+    assert result == robustness(target, [counted("a/1"), counted("b/2")], folder=tmp_path)
+    with pytest.raises(InvalidArgumentError, match="another --out"):
+        robustness(replace(target, seed=1), [counted("a/1")], folder=tmp_path)
+
+
+def test_parts_hold_no_key_and_no_response(target: Target, tmp_path: Path) -> None:
+    robustness(target, [HONEST], folder=tmp_path)
+    written = " ".join(path.read_text() for path in tmp_path.iterdir())
+    for fingerprint in target.fingerprints:
+        assert fingerprint.key not in written
+        assert json.dumps(list(fingerprint.key_ids))[1:-1] not in written
+
+
+def test_model_and_set_must_belong_together(target: Target) -> None:
+    with pytest.raises(InvalidArgumentError, match="not the model that this set was embedded in"):
+        robustness(replace(target, model=target.base), [HONEST])
+    with pytest.raises(FingerprintFormatError, match="--base"):
+        robustness(replace(target, base=target.model), [HONEST])
+    with pytest.raises(InvalidArgumentError, match="--quick"):
+        robustness(target, [])
+
+
+def test_what_an_attack_needs_is_asked_for_before_anything_long(
+    target: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("started")
+
+    monkeypatch.setattr(battery, "Gauge", never)
+    with pytest.raises(InvalidArgumentError, match=r"sft_instructions\.jsonl"):
+        robustness(replace(target, data=Data(tmp_path)), choose(["sft"]))
+    with pytest.raises(InvalidArgumentError, match="--sibling"):
+        robustness(replace(target, siblings=()), choose(["collusion"]))
+    monkeypatch.setattr(battery.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailableError, match=r"oml_fast\[eval\]"):
+        robustness(target, choose(["lora"]))
+
+
+def test_attacks_are_chosen_by_name_or_family() -> None:
+    names = [attack.name for attack in ALL]
+    assert len(names) == len(set(names))
+    assert all(attack.cost for attack in ALL)
+    assert [attack.name for attack in choose(["sft/2e-5", "merge"])] == [
+        name for name in names if name == "sft/2e-5" or name.startswith("merge/")
+    ]
+    assert choose() == ALL
+    assert {attack.family for attack in choose(QUICK)} == {"prompts", "rounding", "merge", "sft", "suppress"}
+    with pytest.raises(InvalidArgumentError, match="'magic' is unknown"):
+        choose(["magic"])
+
+
+def test_every_attack_says_where_it_comes_from() -> None:
+    import sys
+
+    for attack in ALL:
+        run = getattr(attack.run, "func", attack.run)
+        assert (sys.modules[run.__module__].__doc__ or "").strip(), attack.name
+
+
+def test_plots_are_drawn_and_equal_figures_are_equal_files(result: Robustness, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    reports = {"one": result.to_json(), "two": result.to_json()}
+    first = plots.write(reports, tmp_path / "a")
+    second = plots.write(reports, tmp_path / "b")
+    assert [path.name for path in first] == ["bits_per_key.svg", "fsr_against_utility.svg", "persistence.svg"]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert one.read_text().count("<path") > 10
