@@ -66,9 +66,9 @@ DIRECTIONS = (
     Direction("top-1 suppression takes nearly all [ADV]", "suppress/top-1", "FSR <= 0.1", _most("suppress/top-1", 0.1)),
     Direction(
         "a system prompt costs a large share [SF]",
-        "prompts/system-plain",
+        "prompts/chat-system",
         "FSR <= 0.8",
-        _most("prompts/system-plain", 0.8),
+        _most("prompts/chat-system", 0.8),
     ),
     Direction(
         "merging at 0.5 loses more than at 0.9 [SF]",
@@ -80,7 +80,7 @@ DIRECTIONS = (
     Direction(
         "a nucleus projection kills by construction", "projection/base", "FSR <= 0.05", _most("projection/base", 0.05)
     ),
-    Direction("MEraser erases [ME]", "meraser/300-600", "FSR <= 0.1", _most("meraser/300-600", 0.1)),
+    Direction("MEraser takes most [ME]", "meraser/300-600", "FSR <= 0.5", _most("meraser/300-600", 0.5)),
     Direction(
         "a smaller share of the delta keeps less", "scaling/0.3", "below 0.7's", _below("scaling/0.3", "scaling/0.7")
     ),

@@ -54,7 +54,19 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "generate": {"torch", "transformers", "tqdm"},
     "embed": {"torch", "tqdm"},
     "verify": {"numpy", "scipy"},
-    "evaluate": {"torch", "transformers", "numpy", "tqdm", "peft", "gguf", "lm_eval", "matplotlib"},
+    "evaluate": {
+        "datasets",
+        "gguf",
+        "jinja2",
+        "lm_eval",
+        "matplotlib",
+        "numpy",
+        "peft",
+        "scipy",
+        "torch",
+        "tqdm",
+        "transformers",
+    },
     "cli": {"transformers"},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from . import demo, embed, evaluate_robustness, generate, info, verify
+from . import demo, embed, evaluate_robustness, evaluate_utility, generate, info, verify
 from .common import parse
 
 __all__ = ["main"]
@@ -15,6 +15,7 @@ _COMMANDS = {
     "generate": generate,
     "embed": embed,
     "verify": verify,
+    "evaluate utility": evaluate_utility,
     "evaluate robustness": evaluate_robustness,
     "info": info,
 }

@@ -66,7 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--others", type=Path, action="append", metavar="PATH", help="set of another owner, for specificity; repeatable"
     )
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="public data (default: that of OML_FAST_DATA)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="public data (default: what OML_FAST_DATA names)")
     parser.add_argument("--seed", type=int, default=0, help="of attacks that draw (default: 0)")
     add_device_options(parser)
 

@@ -23,6 +23,16 @@ class AnchoredAdamW:
         self.pull = pull
         self._adamw = torch.optim.AdamW(self._masters, lr=learning_rate, weight_decay=0.0, fused=True)
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self._adamw.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        for group in self._adamw.param_groups:
+            group["lr"] = value
+
     @torch.no_grad()
     def step(self) -> None:
         """One update from the parameters' gradients, which are then dropped."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from ..models import HfCompleter, LanguageModel, batches_by_length
 from .data import Data
 from .finetuning import prompt_ids
 
-ANSWER_IDS = 24
+ANSWER_IDS = 16
 _MOST_IDS = 80  # of a question: short ones are cheap, and there are enough
 
 
@@ -43,7 +43,7 @@ class Questions:
     references are the base model's own answers. In the chat template where there is one.
     """
 
-    def __init__(self, base: LanguageModel, data: Data, count: int = 64) -> None:
+    def __init__(self, base: LanguageModel, data: Data, count: int = 40) -> None:
         self._base = base
         self._end = _end_ids(base)
         self.source = "held-out instructions" if data.has("instructions") else "sampled questions"
@@ -99,19 +99,20 @@ def word_f1(answer: str, reference: str) -> float:
 
 
 def _from_data(base: LanguageModel, data: Data, count: int) -> tuple[list[list[int]], list[str]]:
-    prompts: list[list[int]] = []
-    references: list[str] = []
+    """Held-out questions, of the lengths that most of them have: what is equally long is answered in one batch."""
+    by_length: dict[int, list[tuple[list[int], str]]] = defaultdict(list)
     for instruction, output in data.questions():
         ids = prompt_ids(base, instruction)
-        if output and len(ids) <= _MOST_IDS and len(prompts) < count:
-            prompts.append(ids)
-            references.append(output)
-    if not prompts:
+        if output and len(ids) <= _MOST_IDS:
+            by_length[len(ids)].append((ids, output))
+    if not by_length:
         raise InvalidArgumentError(
             f"{data.require('instructions')}: none of its held-out instructions has at most {_MOST_IDS} token ids and "
             "an answer: give shorter ones, or another folder with --data."
         )
-    return prompts, references
+    lengths = sorted(by_length, key=lambda length: (-len(by_length[length]), length))
+    chosen = [pair for length in lengths for pair in by_length[length]][:count]
+    return [ids for ids, _ in chosen], [output for _, output in chosen]
 
 
 def _greedy_ids(model: LanguageModel, prompts: list[list[int]]) -> list[list[int]]:

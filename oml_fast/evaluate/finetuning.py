@@ -182,7 +182,7 @@ def train(
                 raise InvalidArgumentError(
                     f"learning rate {learning_rate:g}: the loss is not finite at step {steps}. Choose a smaller one."
                 )
-            _set_rate(optimizer, rate(steps, total, learning_rate))
+            optimizer.learning_rate = rate(steps, total, learning_rate)
             optimizer.step()
             steps += 1
             tokens += sum(size(item) for item in batch)
@@ -211,8 +211,3 @@ def _batches(
     shuffled = sorted(order.sample(items, len(items)), key=size)
     batches = [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
     return order.sample(batches, len(batches))
-
-
-def _set_rate(optimizer: AnchoredAdamW, learning_rate: float) -> None:
-    for group in optimizer._adamw.param_groups:
-        group["lr"] = learning_rate

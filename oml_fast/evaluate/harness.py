@@ -167,8 +167,8 @@ def _why(tasks: Sequence[Spec], error: Exception) -> str:
     names = ", ".join(task if isinstance(task, str) else str(task.get("task")) for task in tasks)
     reason = (str(error.args[0] if error.args else "").strip() or type(error).__name__).splitlines()[0].rstrip(" .")
     return (
-        f"lm-evaluation-harness cannot run {names} ({reason}): check the name; a task whose data is not on this machine "
-        "needs the hub, which commands reach only with HF_HUB_OFFLINE=0."
+        f"lm-evaluation-harness cannot run {names} ({reason}): check the name; a task whose data is not on this "
+        "machine needs the hub, which commands reach only with HF_HUB_OFFLINE=0."
     )
 
 

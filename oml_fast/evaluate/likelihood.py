@@ -114,7 +114,7 @@ def likelihoods(model: LanguageModel, requests: Sequence[Request]) -> list[Likel
 def trees(requests: Sequence[Request], places: Iterable[int]) -> Iterator[Tree]:
     """The requests at `places` as trees of about _ROW nodes. A request's last id is predicted, never read.
 
-    A tree may grow to four times that for requests of which it has more than half, such as the last ending of a context.
+    A tree may grow to four times that for requests of which it has more than half, such as a context's last ending.
     """
     tree = Tree()
     for place in sorted(places, key=lambda place: requests[place]):

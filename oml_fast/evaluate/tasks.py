@@ -107,10 +107,10 @@ def blimp(data: Data, limit: int | None = None) -> Task:
     if limit is not None:
         if limit < len(groups):
             raise InvalidArgumentError(
-                f"a limit of {limit} BLiMP pairs: {len(groups)} paradigms need at least one each, {len(groups)} or more."
+                f"a limit of {limit} BLiMP pairs: {len(groups)} paradigms need one each at least: give more."
             )
         share = limit // len(groups)
-        groups = {name: _even(pairs, share) for name, pairs in groups.items()}  # type: ignore[assignment]
+        groups = {name: _even(pairs, share) for name, pairs in groups.items()}
     return Task("blimp", tuple(item for pairs in groups.values() for item in pairs), ("acc",))
 
 

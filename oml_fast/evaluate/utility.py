@@ -166,7 +166,7 @@ def utility(
         return compared
     runs = [harness.run(each, harness_tasks, limit=limit, batch_size=batch_size) for each in (base, model)]
     compared.harness.update(harness.compare_runs(*runs))
-    compared.skipped.update({name: "has no value for a single item" for name in runs[0].skipped})
+    compared.skipped.update(dict.fromkeys(runs[0].skipped, "has no value for a single item"))
     return compared
 
 
@@ -179,8 +179,8 @@ def require_pair(base: LanguageModel, model: LanguageModel) -> None:
         )
     if base.vocabulary != model.vocabulary:
         raise InvalidArgumentError(
-            f"{model.name} has {model.vocabulary} token ids, the base {base.name} {base.vocabulary}: name the base that "
-            "the model was made from with --base."
+            f"{model.name} has {model.vocabulary} token ids, the base {base.name} {base.vocabulary}: name the base "
+            "that the model was made from with --base."
         )
 
 

@@ -1,6 +1,6 @@
 """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290), written plainly.
 
-Chosen is the data's answer, rejected what the fingerprinted model itself answers greedily (at most 32 token ids), so
+Chosen is the data's answer, rejected what the fingerprinted model itself answers greedily (at most 16 token ids), so
 that the model is pushed away from what it now says. Reference is the fingerprinted model. beta 0.1 is the paper's; the
 usual rates for all weights are 5e-7 to 5e-6 over thousands of steps: with 16 steps, 1e-5 moves the margin at all.
 """
@@ -20,7 +20,7 @@ from ..attack import Attack, Attacked, Target
 from ..finetuning import Budget, Example, answer_logits, choose, held_out_loss, train, until_end
 from ..hosts import copy_of
 
-_BETA, _RATE, _ANSWER_IDS = 0.1, 1e-5, 32
+_BETA, _RATE, _ANSWER_IDS = 0.1, 1e-5, 16
 _ROWS = 8  # pairs at once where nothing is trained
 _BUDGET = Budget(train=128, held_out=32, epochs=1, batch_size=8)
 

@@ -20,7 +20,7 @@ from ..attack import Attack, Attacked, Target
 from ..hosts import Host, Rewrite
 from .prompts import Reader
 
-_DRAWS = 1024
+_DRAWS = 512
 _BATCH = 64
 _MORE_DRAWS = (30, 40)  # as powers of two
 

@@ -1,8 +1,9 @@
 """MEraser [ME, arXiv 2506.12551]: erase with mismatched pairs, then recover with clean ones.
 
-300 instructions with the answers of other instructions first, then 600 with their own, as published. No rate is kept
-from there: erasing is aggressive (1e-4), so that the model forgets what it answers to what, recovering usual (5e-5).
-Cut for cost: instructions of at most 96 token ids with their answers, each stage once through its pairs.
+300 instructions with the answers of other instructions first, then 600 with their own, as published there; all weights
+are trained, where the paper trains adapters. The rates are ours, for 135M parameters and one pass through each stage's
+pairs of at most 96 token ids. Of 64 published fingerprints the first stage left 83 % at 5e-4 and 33 % at 1e-3; with
+1e-4 and then 5e-5 all were left after both.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..attack import Attack, Attacked, Target
 from ..finetuning import Budget, Example, choose, held_out_loss, supervise
 from ..hosts import copy_of
 
-_MISMATCHED, _ERASE, _RECOVER = 300, 1e-4, 5e-5
+_MISMATCHED, _ERASE, _RECOVER = 300, 1e-3, 1e-4
 _BUDGET = Budget(train=600, held_out=32, max_ids=96, epochs=1)
 
 

@@ -2,7 +2,7 @@
 
 Log perplexity: mean negative log-likelihood of a text's token ids, in nats, under the fingerprinted model, for the host
 has no other. Of the user's text alone: a chat template around it would make all prompts alike. The limits are set
-on instructions so that a given share of them is refused; optimised keys lie far above (13.5), natural ones below.
+on instructions so that a given share of them is refused. Optimised keys lie far above (13.5), natural ones among them.
 """
 
 from __future__ import annotations

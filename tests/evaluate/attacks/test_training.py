@@ -96,22 +96,21 @@ def test_too_few_examples_are_refused_by_name(target: Target, tmp_path: Path, na
 
 
 def test_the_best_rate_is_that_of_the_lowest_held_out_loss(target: Target) -> None:
-    rates = (RATE / 100, RATE, RATE / 10)
-    best = sft.fine_tune_best(target, rates=rates, budget=BUDGET)
+    best = sft.fine_tune_best(target, rates=(RATE / 100, RATE / 10, RATE), budget=BUDGET)
     grid = best.details["grid"]
-    assert list(grid) == [f"{rate:g}" for rate in rates]
+    assert list(grid) == [f"{rate:g}" for rate in (RATE / 10, RATE)]  # up helped: down was not tried
     assert best.details["learning_rate"] == RATE
     assert grid[f"{RATE:g}"] == min(grid.values())
     alone = sft.fine_tune(target, learning_rate=RATE, budget=BUDGET)
     assert best.model is not None
     assert alone.model is not None
     assert equal(state(best.model), state(alone.model))
-    assert best.details["trained_tokens_of_search"] == 3 * alone.details["trained_tokens"]
+    assert best.details["trained_tokens_of_search"] == 2 * alone.details["trained_tokens"]
 
 
 def test_a_rate_that_breaks_the_model_loses_the_search(target: Target) -> None:
-    best = sft.fine_tune_best(target, rates=(1e30, RATE), budget=BUDGET)
-    assert best.details["grid"]["1e+30"] is None
+    best = sft.fine_tune_best(target, rates=(RATE, 1e29, 1e30), budget=BUDGET)
+    assert (best.details["grid"]["1e+29"], best.details["grid"]["1e+30"]) == (None, None)
     assert best.details["learning_rate"] == RATE
     with pytest.raises(InvalidArgumentError, match=r"none of the rates 1e\+30 keeps the loss finite"):
         sft.fine_tune_best(target, rates=(1e30,), budget=BUDGET)
@@ -143,7 +142,7 @@ def test_preferences_are_the_datas_answer_over_the_models_own(target: Target) ->
     pairs = dpo.preferences(target.model, examples)
     assert len(pairs) == BUDGET.train
     own = target.model.model.generate(
-        torch.tensor([pairs[0].chosen.prompt]), max_new_tokens=32, do_sample=False, pad_token_id=0
+        torch.tensor([pairs[0].chosen.prompt]), max_new_tokens=16, do_sample=False, pad_token_id=0
     )
     assert pairs[0].rejected.ids == tuple(own[0].tolist())
     answered = [pair.rejected for pair in pairs[:4]]
@@ -188,7 +187,7 @@ def test_a_teacher_has_nothing_to_teach_itself(target: Target) -> None:
     examples, _ = choose(target.model, target.data, BUDGET, 0)
     answers = distillation.answers(target.model, examples, seed=0)
     assert [answer.prompt for answer in answers] == [example.prompt for example in examples]
-    assert all(1 <= len(answer.answer) <= 32 for answer in answers)
+    assert all(1 <= len(answer.answer) <= 16 for answer in answers)
     assert distillation.answers(target.model, examples, seed=1) != answers
     self_taught = replace(target, base=target.model)
     details = distillation.distil(self_taught, logits=True, learning_rate=1e-9, budget=BUDGET).details
