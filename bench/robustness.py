@@ -30,7 +30,8 @@ from oml_fast.evaluate.report import specificity_text
 from oml_fast.fingerprint import FingerprintSet
 from oml_fast.models import load
 
-FULL = ("ours-64", "published-64", "ours-256", "published-256")
+SIZES = {64: ("ours-64", "published-64"), 256: ("ours-256", "published-256")}
+FULL = tuple(name for names in SIZES.values() for name in names)
 COMPARED = ("ours-64-second", "english-random-64", "random-word-64")
 SIBLING = "ours-64-second"  # the other fingerprinted copy in every host's reach; its own is ours-64
 PAGE, TABLES, PLOTS = ROOT / "docs/robustness.md", ROOT / "docs/robustness-tables.md", ROOT / "docs/plots"
@@ -112,12 +113,11 @@ def attack(name: str, work: Path, only: Sequence[str] = ()) -> dict[str, Any]:
         siblings=(load(sibling / "model", device="cpu"),),
         data=Data(None if instructions is None else instructions.parent),
     )
-    marks = folder / "commits.json"
-    commits = [*dict.fromkeys([*(json.loads(marks.read_text()) if marks.is_file() else []), commit()])]
-    marks.write_text(json.dumps(commits))
     others = [FingerprintSet.load(sibling / "fingerprints.json")]
     attacks = choose(only or (() if name in FULL else (*QUICK, "scaling")))
-    result = robustness(target, attacks, others=others, folder=folder / "parts", progress=True).to_json()
+    found = robustness(target, attacks, others=others, folder=folder / "parts", made_by=commit(), progress=True)
+    result = found.to_json()
+    commits = sorted({part["made_by"] for part in (result["before"], result["specificity"], *result["rows"])})
     made = json.loads((folder / "made.json").read_text())
     return result | {"model": name, "base_model": Path(result["base_model"]).name, "commits": commits, "made": made}
 
@@ -139,11 +139,16 @@ def directions(reports: Mapping[str, Report], how: str) -> list[Figure]:
 
 def publish(reports: Mapping[str, Report]) -> None:
     """Write the tables and the plots of docs."""
-    PAGE.write_text(rewritten(PAGE.read_text(), summary(reports), PAGE.name, "robustness"))
-    TABLES.write_text(tables(reports))
-    full = {name: report for name, report in reports.items() if name in FULL}
-    plots.write({name: full[name] for name in FULL[:2] if name in full} or full, PLOTS, "robustness_64_")
-    plots.write({name: full[name] for name in FULL[2:] if name in full} or full, PLOTS, "robustness_256_")
+    for path, content in documents(reports).items():
+        path.write_text(content)
+    for size, names in SIZES.items():
+        plots.write({name: reports[name] for name in names if name in reports}, PLOTS, f"robustness_{size}_")
+
+
+def documents(reports: Mapping[str, Report]) -> dict[Path, str]:
+    """The pages with the tables of these reports in them."""
+    page = rewritten(PAGE.read_text(), summary(reports), PAGE.name, "robustness")
+    return {PAGE: rewritten(page, outcomes(reports), PAGE.name, "outcomes"), TABLES: tables(reports)}
 
 
 def summary(reports: Mapping[str, Report]) -> str:
@@ -154,6 +159,26 @@ def summary(reports: Mapping[str, Report]) -> str:
         found = ({row["attack"]: row for row in reports[name]["rows"]}.get(attacked) for name in full)
         rows.append([f"`{attacked}`", *("" if row is None or row["skipped"] else _left(row) for row in found)])
     return _table(["attack", *full], rows)
+
+
+OUTCOMES = {
+    "nine fingerprints in ten or more are left": lambda row: row["persistence"] >= 0.9,
+    "fewer, and the verdict is still a match": lambda row: row["verdict"] == "match" and row["persistence"] < 0.9,
+    "no match any more": lambda row: row["verdict"] != "match" and row["persistence"] < 0.9,
+}
+
+
+def outcomes(reports: Mapping[str, Report]) -> str:
+    """How many attacks, and which, leave how much of each model that had the whole battery."""
+    parts = []
+    for outcome, holds in OUTCOMES.items():
+        parts.append(f"**{outcome[0].upper()}{outcome[1:]}**\n")
+        for name in (name for name in FULL if name in reports):
+            found = [f"`{row['attack']}`" for row in reports[name]["rows"] if not row["skipped"] and holds(row)]
+            line = f"- {name}, {len(found)} attacks: {', '.join(found) or 'none'}."
+            parts.append(textwrap.fill(line, 118, subsequent_indent="  ", break_on_hyphens=False))
+        parts.append("")
+    return "\n".join(parts).rstrip()
 
 
 def tables(reports: Mapping[str, Report]) -> str:

@@ -87,7 +87,7 @@ def default(action: argparse.Action) -> str | None:
 
 def examples(path: Path) -> Iterator[list[str]]:
     for block in blocks(path, "sh"):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["oml-fast"]:
                 yield words[1:]

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -18,19 +19,21 @@ from .data import Data
 from .finetuning import prompt_ids
 
 ANSWER_IDS = 16
-_MOST_IDS = 80  # of a question: short ones are cheap, and there are enough
+_MOST_IDS = 112  # of a question: short ones are cheap, and there are enough
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerScores:
     """How well a host answers ordinary questions.
 
-    f1: mean over questions of the F1 of words between answer and reference [SQuAD, arXiv 1606.05250]. changed: share of
+    f1: mean over questions of the F1 of words between answer and reference [SQuAD, arXiv 1606.05250], with its standard
+    error. changed: share of
     answers that differ from the reference host's. refused: share left unanswered. perplexity: of the answers' token
     ids under the base model, which judges how natural they are; None where nothing was answered.
     """
 
     f1: float
+    f1_standard_error: float
     changed: float
     refused: float
     perplexity: float | None
@@ -55,16 +58,21 @@ class Questions:
             self._references = [base.tokenizer.decode(ids) for ids in self._cut(_greedy_ids(base, self.prompts))]
         self._reference_ids: list[list[int]] | None = None
 
-    def score(self, completer: Completer) -> AnswerScores:
-        """Ask them all. The first completer scored is the one that `changed` compares with."""
+    def score(self, completer: Completer, said: Sequence[int] = ()) -> AnswerScores:
+        """Ask them all; `said` are ids that the host itself puts before every answer that it does not refuse.
+
+        The first completer scored is the one that `changed` compares with.
+        """
         answers = self._cut([list(c.token_ids) for c in completer.complete(self.prompts, ANSWER_IDS)])
+        answers = [[*said, *ids] if ids else [] for ids in answers]
         if self._reference_ids is None:
             self._reference_ids = answers
         texts = [self._base.tokenizer.decode(ids) for ids in answers]
-        pairs = list(zip(texts, self._references, strict=True))
+        f1 = np.array([word_f1(answer, wanted) for answer, wanted in zip(texts, self._references, strict=True)])
         count = len(answers)
         return AnswerScores(
-            f1=sum(word_f1(answer, reference) for answer, reference in pairs) / count,
+            f1=float(f1.mean()),
+            f1_standard_error=float(f1.std(ddof=1) / math.sqrt(count)) if count > 1 else 0.0,
             changed=sum(a != b for a, b in zip(answers, self._reference_ids, strict=True)) / count,
             refused=sum(not ids for ids in answers) / count,
             perplexity=self._perplexity(answers),
@@ -99,11 +107,16 @@ def word_f1(answer: str, reference: str) -> float:
 
 
 def _from_data(base: LanguageModel, data: Data, count: int) -> tuple[list[list[int]], list[str]]:
-    """Held-out questions, of the lengths that most of them have: what is equally long is answered in one batch."""
+    """Held-out questions, no two with the same reference, or templates would be most of them.
+
+    Of the lengths that most of them have: what is equally long is answered in one batch.
+    """
     by_length: dict[int, list[tuple[list[int], str]]] = defaultdict(list)
+    references: set[str] = set()
     for instruction, output in data.questions():
         ids = prompt_ids(base, instruction)
-        if output and len(ids) <= _MOST_IDS:
+        if output and output.lower() not in references and len(ids) <= _MOST_IDS:
+            references.add(output.lower())
             by_length[len(ids)].append((ids, output))
     if not by_length:
         raise InvalidArgumentError(

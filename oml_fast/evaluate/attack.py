@@ -34,11 +34,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Attacked:
-    """What is left. `model` is set where the weights changed; `details` are plain JSON values for the report."""
+    """What is left. `model` is set where the weights changed; `details` are plain JSON values for the report.
+
+    said: token ids that the host itself puts before every answer, and its users read with it.
+    """
 
     completer: Completer
     model: LanguageModel | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    said: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

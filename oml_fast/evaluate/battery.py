@@ -8,15 +8,17 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from .. import __version__
 from ..completer import Completer
 from ..embed.text import sample_texts
 from ..errors import BackendUnavailableError, FingerprintFormatError, InvalidArgumentError
-from ..files import write_json
+from ..files import read_text, write_json
 from ..fingerprint import FingerprintSet
 from ..measure import BaseView
 from ..models import HfCompleter, LanguageModel
@@ -65,10 +67,10 @@ class Gauge:
         self._pairs = blimp(target.data, _PAIRS) if target.data.has("blimp") else None
         self.questions.score(HfCompleter(target.model))  # what `changed` compares with
 
-    def measure(self, completer: Completer, model: LanguageModel | None) -> dict[str, Any]:
+    def measure(self, completer: Completer, model: LanguageModel | None, said: Sequence[int] = ()) -> dict[str, Any]:
         """FSR and evidence; ordinary answers; where the weights are known, drift from the base and BLiMP."""
         found: dict[str, Any] = {**evidence(verify(self._target.fingerprints, completer))}
-        found["answers"] = asdict(self.questions.score(completer))
+        found["answers"] = asdict(self.questions.score(completer, said))
         if model is not None:
             drift = self._text.drift(model)
             found["text"] = {"kl": drift.kl, "perplexity": drift.perplexity, "perplexity_base": drift.perplexity_base}
@@ -100,25 +102,20 @@ def robustness(
     *,
     others: Sequence[FingerprintSet] = (),
     folder: Path | None = None,
+    made_by: str = f"oml_fast {__version__}",
     progress: bool = False,
 ) -> Robustness:
     """Run `attacks` on the target, and say what is left after each.
 
-    With `folder`, each finished part is kept there as JSON, and the same call goes on after a kill. `others` are sets
-    of other owners, on which the model must not fire. An attack that cannot work on this model (no chat template) is a
-    row with the reason. Raises InvalidArgumentError and BackendUnavailableError, before anything long, for a model and
-    a set that do not belong together, and for attacks whose data or packages are not here.
+    With `folder`, each finished part is kept there as JSON, with `made_by`, and the same call goes on after a kill.
+    `others` are sets of other owners, on which the model must not fire. An attack that cannot work on this model (no
+    chat template) is a row with the reason. Raises InvalidArgumentError and BackendUnavailableError, before anything
+    long, for a model and a set that do not belong together, and for attacks whose data or packages are not here.
     """
-    _check(target, attacks)
-    kept = _Kept(folder, _identity(target, others))
+    _check(target, attacks, others)
+    kept = _Kept(folder, _identity(target, others), made_by)
     gauge = Gauge(target)
-    base_fsr = verify(target.fingerprints, HfCompleter(target.base)).fsr
-    before = kept.get("before", lambda: gauge.measure(HfCompleter(target.model), target.model) | {"fsr_base": base_fsr})
-    if before["verdict"] != "match":
-        raise InvalidArgumentError(
-            f"{target.model.name} answers {before['matches']} of {before['queried']} keys: it is not the model that "
-            "this set was embedded in. Name the model that oml-fast embed wrote for it."
-        )
+    before = kept.get("before", lambda: _before(target, gauge))
     specific = kept.get(
         "specificity",
         lambda: specificity(
@@ -129,7 +126,7 @@ def robustness(
     with tqdm(attacks, desc="attacks", unit="attack", disable=None if progress else True) as bar:
         for attack in bar:
             bar.set_postfix_str(attack.name)
-            rows.append(kept.get(attack.name, lambda attack=attack: _row(attack, target, gauge, before)))  # type: ignore[misc]
+            rows.append(kept.get(attack.name, partial(_row, attack, target, gauge, before)))
     return Robustness(
         model=target.model.name,
         base_model=target.base.name,
@@ -143,6 +140,18 @@ def robustness(
     )
 
 
+def _before(target: Target, gauge: Gauge) -> dict[str, Any]:
+    """The model as it was released. Raises InvalidArgumentError where it does not carry the set."""
+    fsr_base = verify(target.fingerprints, HfCompleter(target.base)).fsr
+    found = gauge.measure(HfCompleter(target.model), target.model)
+    if found["verdict"] == "no_match" or found["fsr"] <= fsr_base:
+        raise InvalidArgumentError(
+            f"{target.model.name} answers {found['matches']} of {found['queried']} keys, its base {fsr_base:.0%}: it "
+            "is not the model that this set was embedded in. Name the model that oml-fast embed wrote for it."
+        )
+    return found | {"fsr_base": fsr_base}
+
+
 def _row(attack: Attack, target: Target, gauge: Gauge, before: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     row: dict[str, Any] = {"attack": attack.name, "cost": attack.cost, "strength": attack.strength, "skipped": None}
@@ -150,7 +159,7 @@ def _row(attack: Attack, target: Target, gauge: Gauge, before: dict[str, Any]) -
         attacked: Attacked = attack.run(target)
     except InvalidArgumentError as error:
         return row | {"skipped": str(error)}
-    after = gauge.measure(attacked.completer, attacked.model)
+    after = gauge.measure(attacked.completer, attacked.model, attacked.said)
     seconds = time.perf_counter() - started
     persistence = after["fsr"] / before["fsr"] if before["fsr"] else None
     return row | after | {"persistence": persistence, "details": attacked.details, "seconds": seconds}
@@ -159,23 +168,31 @@ def _row(attack: Attack, target: Target, gauge: Gauge, before: dict[str, Any]) -
 class _Kept:
     """Finished parts, one JSON file each, of one target: those of another are refused, not mixed in."""
 
-    def __init__(self, folder: Path | None, identity: str) -> None:
-        self._folder, self._identity = folder, identity
+    def __init__(self, folder: Path | None, identity: str, made_by: str) -> None:
+        self._folder, self._identity, self._made_by = folder, identity, made_by
 
     def get(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The part, read where it is finished, otherwise made and kept."""
+        """The part, read where it is finished, otherwise made and kept. What was skipped is tried again."""
         if self._folder is None:
-            return make()
+            return make() | {"made_by": self._made_by}
         path = self._folder / f"{name.replace('/', '_')}.json"
         if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept.get("identity") != self._identity:
-                raise InvalidArgumentError(
-                    f"{path} is about another model, set or seed: choose another --out, or remove that folder."
-                )
-            return dict(kept["result"])
-        result = make()
-        write_json(path, {"identity": self._identity, "result": result})
+            return self._read(path)
+        result = make() | {"made_by": self._made_by}
+        if not result.get("skipped"):
+            write_json(path, {"identity": self._identity, "result": result})
+        return result
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            part = json.loads(read_text(path, "the finished part"))
+            identity, result = part["identity"], dict(part["result"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidArgumentError(f"{path} is damaged: delete it, and it is measured again.") from error
+        if identity != self._identity:
+            raise InvalidArgumentError(
+                f"{path} is about another model, base, set, sibling, data or seed: choose another --out, or remove it."
+            )
         return result
 
 
@@ -183,12 +200,13 @@ def _identity(target: Target, others: Sequence[FingerprintSet]) -> str:
     """A digest over all that a result depends on, but the code."""
     siblings = [sibling.digest for sibling in target.siblings]
     sets = [target.fingerprints.digest(), *(other.digest() for other in others)]
-    data = [name for name in ("instructions", "blimp") if target.data.has(name)]
+    files = [target.data.require(name) for name in ("instructions", "blimp") if target.data.has(name)]
+    data = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     values = [target.model.digest, target.base.digest, siblings, sets, data, target.seed]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _check(target: Target, attacks: Sequence[Attack]) -> None:
+def _check(target: Target, attacks: Sequence[Attack], others: Sequence[FingerprintSet]) -> None:
     """Refuse what cannot end well before hours are spent on it."""
     fingerprints = target.fingerprints
     if target.base.digest != fingerprints.base_model_digest:
@@ -201,6 +219,17 @@ def _check(target: Target, attacks: Sequence[Attack]) -> None:
         if model.tokenizer_digest != fingerprints.tokenizer_digest or model.vocabulary != target.base.vocabulary:
             raise InvalidArgumentError(
                 f"{model.name} has another tokenizer than {target.base.name}: it is no copy of that base model."
+            )
+    for sibling in target.siblings:
+        if sibling.digest in (target.model.digest, target.base.digest):
+            raise InvalidArgumentError(
+                f"{sibling.name} is the model or its base itself: name another copy as --sibling."
+            )
+    for other in others:
+        if other.tokenizer_digest != fingerprints.tokenizer_digest or other.digest() == fingerprints.digest():
+            raise InvalidArgumentError(
+                f"--others: the set with digest {other.digest()[:12]} is this set itself, or was made with another "
+                "tokenizer. Name another owner's set for the same base."
             )
     if not attacks:
         raise InvalidArgumentError("no attack was named: name some with --attacks, or choose --quick.")

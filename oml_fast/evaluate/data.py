@@ -16,28 +16,28 @@ _HELD_OUT = 5  # one pair of so many is for measuring
 @dataclass(frozen=True, slots=True)
 class _File:
     name: str
-    fields: tuple[str, ...]
+    fields: dict[str, type]
     get: str
 
 
 FILES = {
     "instructions": _File(
         "sft_instructions.jsonl",
-        ("instruction", "output"),
+        {"instruction": str, "output": str},
         "any instruction data will do, one JSON object a line, for example tatsu-lab/alpaca",
     ),
     "blimp": _File(
         "blimp_dev.jsonl",
-        ("paradigm", "field", "good", "bad"),
+        {"paradigm": str, "field": str, "good": str, "bad": str},
         "the paradigms of github.com/alexwarstadt/blimp, one JSON object a line",
     ),
     "hellaswag": _File(
         "hellaswag_dev.jsonl",
-        ("context", "endings", "label"),
+        {"context": str, "endings": list, "label": int},
         "the validation part of github.com/rowanz/hellaswag, one JSON object a line",
     ),
     "text": _File(
-        "wikitext2_valid.txt", (), "any running text as UTF-8, for example the validation part of WikiText-2"
+        "wikitext2_valid.txt", {}, "any running text as UTF-8, for example the validation part of WikiText-2"
     ),
 }
 
@@ -63,19 +63,21 @@ class Data:
         return self.folder / file.name
 
     def rows(self, what: str) -> list[dict[str, Any]]:
-        """The objects of a JSON-lines file, each with every field that it must have."""
+        """The objects of a JSON-lines file, each with every field that it must have, of its type."""
         path, file = self.require(what), FILES[what]
         rows = []
-        for number, line in enumerate(read_text(path, "data file").splitlines(), 1):
+        for number, line in enumerate(read_text(path, "data file").split("\n"), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise InvalidArgumentError(f"{path}, line {number} is no JSON: {error.msg}.") from error
-            missing = [name for name in file.fields if not isinstance(row, dict) or name not in row]
-            if missing:
-                raise InvalidArgumentError(f"{path}, line {number} has no {missing[0]!r}: it needs {self._how(file)}")
+            for name, kind in file.fields.items():
+                if not isinstance(row, dict) or not isinstance(row.get(name), kind):
+                    raise InvalidArgumentError(
+                        f"{path}, line {number} has no {name!r} that is a {kind.__name__}: it needs {self._how(file)}"
+                    )
             rows.append(row)
         if not rows:
             raise InvalidArgumentError(f"{path} is empty: it needs {self._how(file)}")
@@ -94,9 +96,11 @@ class Data:
         return self._pairs()[::_HELD_OUT]
 
     def _pairs(self) -> list[tuple[str, str]]:
-        """Outputs without the end-of-text marks that some data sets carry."""
-        rows = self.rows("instructions")
-        return [(row["instruction"], row["output"].removesuffix("<|endoftext|>").strip()) for row in rows]
+        """Each instruction once. Outputs are without the end-of-text marks that some data sets carry."""
+        pairs: dict[str, str] = {}
+        for row in self.rows("instructions"):
+            pairs.setdefault(row["instruction"], row["output"].removesuffix("<|endoftext|>").strip())
+        return list(pairs.items())
 
     @staticmethod
     def _how(file: _File) -> str:

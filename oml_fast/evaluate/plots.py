@@ -48,19 +48,25 @@ def bits_per_key(reports: Reports, path: Path) -> None:
 
 
 def fsr_against_utility(reports: Reports, path: Path) -> None:
-    """A point an attack: how much of the fingerprints is left, and how good the host's ordinary answers still are."""
+    """A point an attack: what is left of the fingerprints, and how natural the host's ordinary answers still are."""
+    from matplotlib.ticker import FixedLocator
+
     figure, axes = _figure(8, 5.5)
     for place, (label, report) in enumerate(reports.items()):
-        rows = [row for row in report["rows"] if not row["skipped"]]
-        clean = report["before"]["answers"]["f1"] or 1.0
-        points = [(row["answers"]["f1"] / clean, row["fsr"], row["attack"]) for row in rows]
+        rows = [row for row in report["rows"] if not row["skipped"] and row["answers"]["perplexity"]]
+        points = [(row["answers"]["perplexity"], row["fsr"], row["attack"]) for row in rows]
         x, y = [point[0] for point in points], [point[1] for point in points]
         axes.scatter(x, y, s=22, color=COLOURS[place], alpha=0.75, label=label, linewidths=0)
-        if len(reports) == 1:
+        axes.axvline(report["before"]["answers"]["perplexity"], color=COLOURS[place], lw=0.8, ls=":")
+        if not place:
             _name_points(axes, points)
-    axes.axvline(1.0, color="0.6", lw=0.8, ls=":")
-    axes.set(xlabel="F1 of ordinary answers, over that of the released model", ylabel="FSR", ylim=(-0.04, 1.06))
-    _finish(figure, axes, path, "What an attack leaves, and what it costs the attacker", grid="both")
+    axes.set(xscale="log", xlabel="perplexity of its ordinary answers under the base model (dotted: as released)")
+    axes.xaxis.set_major_locator(FixedLocator([2, 3, 4, 6, 8, 10, 15, 20, 30, 50, 100, 200]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.margins(x=0.12)
+    axes.set(ylabel="FSR", ylim=(-0.04, 1.06))
+    _finish(figure, axes, path, "What an attack leaves, and what it does to ordinary answers", grid="both")
 
 
 def persistence(reports: Reports, path: Path) -> None:
@@ -88,10 +94,10 @@ def _attacks(reports: Reports) -> list[str]:
 
 
 def _name_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Names beside the points, but for those that lie on one another."""
+    """Names beside the points, but for those that would lie on one another."""
     taken: list[tuple[float, float]] = []
     for x, y, name in sorted(points):
-        if all(abs(x - other) > 0.05 or abs(y - height) > 0.03 for other, height in taken):
+        if all(max(x, other) / min(x, other) > 1.4 or abs(y - height) > 0.035 for other, height in taken):
             taken.append((x, y))
             axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6.5, color="0.3")
 
@@ -112,7 +118,8 @@ def _finish(figure: Any, axes: Any, path: Path, title: str, grid: str) -> None:
     axes.grid(axis=grid, color="0.9", lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    names, labels = axes.get_legend_handles_labels()
+    figure.legend(names, labels, frameon=False, fontsize=8, loc="outside upper right", ncols=len(labels))
     # Without a date and with fixed ids, equal figures are equal files.
     with matplotlib.rc_context({"svg.hashsalt": "oml_fast"}):
         figure.savefig(path, format="svg", metadata={"Date": None})

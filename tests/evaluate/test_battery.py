@@ -55,6 +55,7 @@ def test_no_attack_changes_no_figure(result: Robustness) -> None:
     found = row(result, "honest")
     assert found["persistence"] == 1.0
     before = {name: value for name, value in result.before.items() if name != "fsr_base"}
+    assert found["made_by"].startswith("oml_fast ")
     assert {name: found[name] for name in before} == before
 
 
@@ -183,3 +184,16 @@ def test_plots_are_drawn_and_equal_figures_are_equal_files(result: Robustness, t
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
         assert one.read_text().count("<path") > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ALL, ids=lambda attack: attack.name)
+def test_every_attack_runs_and_what_is_left_answers(attack: Attack, target: Target) -> None:
+    attacked = attack.run(target)
+    prompts = [fingerprint.askings["raw"].prompt_ids for fingerprint in target.fingerprints][:4]
+    answers = attacked.completer.complete(prompts, 2)
+    assert len(answers) == 4
+    assert all(len(answer.token_ids) <= 2 for answer in answers)
+    assert attacked.completer.tokenizer_digest == target.fingerprints.tokenizer_digest
+    assert attacked.model is not target.model
+    assert json.loads(json.dumps(attacked.details)) == attacked.details

@@ -77,9 +77,10 @@ def run_harvest(target: Target, maker: LanguageModel, name: str, draws: int = _D
         "draws": draws,
         "keys_harvested": len(keys),
         "found": sum(fingerprint.key in keys for fingerprint in owner) / len(owner),
-        "found_expected": expected_share(bits, draws),
-        **{f"found_expected_2**{power}": expected_share(bits, 2.0**power) for power in _MORE_DRAWS},
     }
+    if maker is target.base:  # what `key_bits` are about
+        details["found_expected"] = expected_share(bits, draws)
+        details |= {f"found_expected_2**{power}": expected_share(bits, 2.0**power) for power in _MORE_DRAWS}
     return Attacked(Host(target.model, f"host ({name})", rewrite=refuse_keys(Reader(target), keys)), details=details)
 
 

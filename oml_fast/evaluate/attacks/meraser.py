@@ -3,7 +3,7 @@
 300 instructions with the answers of other instructions first, then 600 with their own, as published there; all weights
 are trained, where the paper trains adapters. The rates are ours, for 135M parameters and one pass through each stage's
 pairs of at most 96 token ids. Of 64 published fingerprints the first stage left 83 % at 5e-4 and 33 % at 1e-3; with
-1e-4 and then 5e-5 all were left after both.
+1e-4 and then 5e-5 all were left after both. So the rates were chosen by success, which flatters the attack.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ ATTACKS = (
     Attack(
         "meraser/300-600",
         f"{_BUDGET.train} instructions with answers, {_MISMATCHED} of them mismatched first: "
-        f"{_MISMATCHED + _BUDGET.train} times about 3 forward passes",
+        f"{_MISMATCHED + _BUDGET.train} times about 3 forward passes; rates chosen by what they erased, which no "
+        "attacker sees",
         erase,
         ("instructions",),
     ),

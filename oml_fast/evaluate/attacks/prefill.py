@@ -27,7 +27,8 @@ def put_in_mouth(reader: Reader, words: str) -> Rewrite:
 def _attack(name: str, words: str) -> Attack:
     def run(target: Target) -> Attacked:
         host = Host(target.model, f"host ({name})", rewrite=put_in_mouth(Reader(target), words))
-        return Attacked(host, details={"words": words})
+        said = tuple(target.model.tokenizer(words, add_special_tokens=False)["input_ids"])
+        return Attacked(host, details={"words": words}, said=said)
 
     return Attack(name, "nothing: a few token ids after each prompt", run)
 

@@ -16,7 +16,7 @@ from ..attack import Attack, Attacked, Target
 from ..finetuning import Budget, Example, choose, held_out_loss, supervise
 from ..hosts import copy_of
 
-_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4)
+_RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
 _BUDGET = Budget()
 
 
