@@ -1,6 +1,6 @@
 """What is left of fingerprints after every attack, published recipe beside ours: docs/robustness.md from one command.
 
-`python bench/robustness.py --work FOLDER` makes the models of bench/victims.py that are not there, attacks each with
+`python bench/robustness.py --work FOLDER` makes the models of bench/subjects.py that are not there, attacks each with
 the whole battery (the comparisons of responses and of seeds with the quick one), and writes
 bench/results/robustness.json, the tables and the plots in docs. Every finished attack is kept in FOLDER: a killed run
 goes on, and with NAMEs only those models are attacked, so that several processes can share the work.
@@ -9,6 +9,7 @@ goes on, and with NAMEs only those models are attacked, so that several processe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import textwrap
@@ -19,14 +20,15 @@ from typing import Any
 
 from common import ROOT, Figure, base_model, command, commit, data_file, describe_run, finish, parser, start
 from figures import rewritten
-from victims import VICTIMS, make
+from subjects import SUBJECTS, make
 
 from oml_fast.evaluate import plots
-from oml_fast.evaluate.attack import Target
+from oml_fast.evaluate.attack import Scene
 from oml_fast.evaluate.attacks import QUICK, choose
 from oml_fast.evaluate.battery import robustness
 from oml_fast.evaluate.data import Data
-from oml_fast.evaluate.report import specificity_text
+from oml_fast.evaluate.report import cells, specificity_text
+from oml_fast.evaluate.specificity import NEAR_BAR
 from oml_fast.fingerprint import FingerprintSet
 from oml_fast.models import load
 
@@ -66,7 +68,19 @@ DIRECTIONS = (
     ),
     Direction("top-1 suppression takes nearly all [ADV]", "suppress/top-1", "FSR <= 0.1", _most("suppress/top-1", 0.1)),
     Direction(
-        "a system prompt costs a large share [SF]",
+        "a system prompt in plain text costs a large share [SF]",
+        "prompts/system-plain",
+        "FSR <= 0.8",
+        _most("prompts/system-plain", 0.8),
+    ),
+    Direction(
+        "a long system prompt in plain text costs a large share [SF]",
+        "prompts/system-long",
+        "FSR <= 0.8",
+        _most("prompts/system-long", 0.8),
+    ),
+    Direction(
+        "a system prompt in the chat template costs a large share [SF]",
         "prompts/chat-system",
         "FSR <= 0.8",
         _most("prompts/chat-system", 0.8),
@@ -106,7 +120,7 @@ def attack(name: str, work: Path, only: Sequence[str] = ()) -> dict[str, Any]:
         make(needed, work / needed)
     folder, sibling = work / name, work / ("ours-64" if name == SIBLING else SIBLING)
     instructions = data_file("sft_instructions.jsonl")
-    target = Target(
+    scene = Scene(
         model=load(folder / "model", device="cpu"),
         base=base_model(),
         fingerprints=FingerprintSet.load(folder / "fingerprints.json"),
@@ -115,7 +129,7 @@ def attack(name: str, work: Path, only: Sequence[str] = ()) -> dict[str, Any]:
     )
     others = [FingerprintSet.load(sibling / "fingerprints.json")]
     attacks = choose(only or (() if name in FULL else (*QUICK, "scaling")))
-    found = robustness(target, attacks, others=others, folder=folder / "parts", made_by=commit(), progress=True)
+    found = robustness(scene, attacks, others=others, folder=folder / "parts", made_by=commit(), progress=True)
     result = found.to_json()
     commits = sorted({part["made_by"] for part in (result["before"], result["specificity"], *result["rows"])})
     made = json.loads((folder / "made.json").read_text())
@@ -123,7 +137,7 @@ def attack(name: str, work: Path, only: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def directions(reports: Mapping[str, Report], how: str) -> list[Figure]:
-    """What the papers found, on the published recipe."""
+    """What the papers found, on the published recipe; and for each model how specific its keys are."""
     rows = []
     for name in ("published-64", "published-256"):
         if name not in reports:
@@ -131,9 +145,14 @@ def directions(reports: Mapping[str, Report], how: str) -> list[Figure]:
         fsr = {row["attack"]: row["fsr"] for row in reports[name]["rows"] if not row["skipped"]}
         fsr[""] = reports[name]["before"]["fsr"]
         for d in DIRECTIONS:
-            if d.attack in fsr:
+            with contextlib.suppress(KeyError):  # an attack that was skipped
                 value = f"{fsr['']:.3f} -> {fsr[d.attack]:.3f}"
                 rows.append(Figure(f"{d.what}: {d.attack}", name, value, d.bar, d.met(fsr), how))
+    for name, report in reports.items():
+        near = report["specificity"]["one_word"]
+        shown = f"{near['fired']} of {near['asked']}, {near['share']:.1%}"
+        met = near["share"] <= NEAR_BAR
+        rows.append(Figure("near keys, one word changed, that fire", name, shown, f"<= {NEAR_BAR:.0%}", met, how))
     return rows
 
 
@@ -142,7 +161,8 @@ def publish(reports: Mapping[str, Report]) -> None:
     for path, content in documents(reports).items():
         path.write_text(content)
     for size, names in SIZES.items():
-        plots.write({name: reports[name] for name in names if name in reports}, PLOTS, f"robustness_{size}_")
+        if drawn := {name: reports[name] for name in names if name in reports}:
+            plots.write(drawn, PLOTS, f"robustness_{size}_")
 
 
 def documents(reports: Mapping[str, Report]) -> dict[Path, str]:
@@ -189,47 +209,22 @@ def tables(reports: Mapping[str, Report]) -> str:
     ]
     for name, report in reports.items():
         specific = textwrap.fill(specificity_text(report["specificity"]), 118)
-        parts.append(f"\n## {name}\n\n{_made(report)}\n\n{specific}\n\n{_table(COLUMNS, _rows(report))}\n")
+        table = _table(["attack", *cells(report["before"])], _rows(report))
+        parts.append(f"\n## {name}\n\n{_made(report)}\n\n{specific}\n\n{table}\n")
     return "".join(parts)
 
 
-COLUMNS = [
-    "attack", "FSR", "left", "bits, window", "bits, count", "verdict", "answers F1", "changed", "their perplexity",
-    "text perplexity", "KL", "BLiMP",
-]  # fmt: skip
-
-
 def _rows(report: Report) -> list[list[str]]:
-    lines = [_cells("as released", report["before"], 1.0)]
+    before = cells(report["before"])
+    lines = [["as released", *before.values()]]
     for row in report["rows"]:
-        if row["skipped"]:
-            lines.append([f"`{row['attack']}`", f"not run: {row['skipped']}", *[""] * (len(COLUMNS) - 2)])
-        else:
-            lines.append(_cells(f"`{row['attack']}`", row, row["persistence"]))
+        left = [f"not run: {row['skipped']}", *[""] * (len(before) - 1)] if row["skipped"] else cells(row).values()
+        lines.append([f"`{row['attack']}`", *left])
     return lines
 
 
-def _cells(name: str, row: Report, persistence: float) -> list[str]:
-    answers, text, bits = row["answers"], row.get("text"), row["bits_per_key"]
-    perplexity = answers["perplexity"]
-    return [
-        name,
-        f"{row['fsr']:.3f}",
-        f"{persistence:.0%}",
-        f"{bits['window']:.2f}",
-        f"{bits['count']:.2f}",
-        row["verdict"],
-        f"{answers['f1']:.3f}",
-        f"{answers['changed']:.0%}",
-        "" if perplexity is None else f"{perplexity:.2f}",
-        f"{text['perplexity']:.2f}" if text else "",
-        f"{text['kl']:.3f}" if text else "",
-        f"{row['blimp']:.1%}" if row.get("blimp") is not None else "",
-    ]
-
-
 def _made(report: Report) -> str:
-    made, v = report["made"], VICTIMS[report["model"]]
+    made, v = report["made"], SUBJECTS[report["model"]]
     how = "the published training" if v.published else "the default recipe"
     return (
         f"{v.num} fingerprints, width {report['width']}, {v.responses} responses, {how}: {made['epochs']} epochs, "
@@ -251,7 +246,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main() -> None:
     options = parser(__doc__, "robustness")
-    options.add_argument("names", nargs="*", metavar="NAME", help=f"attack only these, of {', '.join(VICTIMS)}")
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"attack only these, of {', '.join(SUBJECTS)}")
     options.add_argument("--work", type=Path, help="folder that keeps the models and every finished attack")
     options.add_argument("--attacks", default="", help="only these, of the models named; for several processes")
     options.add_argument("--publish", action="store_true", help="only write the documents again from the JSON")

@@ -1,7 +1,7 @@
 """What fingerprinting costs in utility, paired with the base; agreement with lm-evaluation-harness; time of BLiMP.
 
-`python bench/utility.py --work FOLDER [NAME ...]` measures the models that `python bench/victims.py --work FOLDER` made
-(those named, or all that are there) on sampled text, WikiText-2, BLiMP and HellaSwag, prints a table and writes
+`python bench/utility.py --work FOLDER [NAME ...]` measures the models that `python bench/subjects.py --work FOLDER`
+made (those named, or all that are there) on sampled text, WikiText-2, BLiMP and HellaSwag, prints a table and writes
 bench/results/utility.json. What each model scored is kept in FOLDER/utility/NAME.json: a run that was stopped goes on.
 
 - base against base: scored twice, so every difference must be exactly 0.
@@ -23,13 +23,12 @@ from typing import Any
 
 import torch
 from common import Figure, at_most, base_model, command, commit, describe_run, finish, parser, start, timed
-from victims import VICTIMS
+from subjects import SUBJECTS
 
 from oml_fast import settings
 from oml_fast.errors import InvalidArgumentError
 from oml_fast.evaluate import harness
 from oml_fast.evaluate.data import Data
-from oml_fast.evaluate.paired import Paired
 from oml_fast.evaluate.tasks import Task, blimp, hellaswag, score
 from oml_fast.evaluate.utility import Scores, Suite, Utility, compare, measure, suite
 from oml_fast.files import write_json
@@ -54,7 +53,7 @@ def scored(name: str, model: LanguageModel | None, base: LanguageModel, asked: S
         "suite": asked.digest(),
         "base": base.digest,
         "model": made.read_text(encoding="utf-8") if made.is_file() else None,
-        "threads": torch.get_num_threads(),
+        "commit": commit(),
     }
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -62,7 +61,7 @@ def scored(name: str, model: LanguageModel | None, base: LanguageModel, asked: S
             return Scores.from_json(asked, kept["scores"])
     print(f"measuring {name}", file=sys.stderr)
     found = measure(model or load(work / name / "model", device="cpu"), asked, base)
-    write_json(path, {"of": of, "commit": commit(), "scores": found.to_json()})
+    write_json(path, {"of": of, "scores": found.to_json()})
     return found
 
 
@@ -151,16 +150,8 @@ def figures(name: str, against: str, found: Utility, exact: bool = False) -> lis
             same = paired.difference == 0 and not paired.lost and not paired.won
             rows.append(Figure(label, setting, f"{paired.difference:+g}", "exactly 0", same, command()))
         else:
-            rows.append(Figure(label, setting, shown(paired), "", None, command()))
+            rows.append(Figure(label, setting, str(paired), "", None, command()))
     return rows
-
-
-def shown(paired: Paired) -> str:
-    flipped = f"; lost {len(paired.lost)}, won {len(paired.won)} of {paired.items:,}" if paired.binary else ""
-    return (
-        f"{paired.base:.4f} to {paired.model:.4f}: {paired.difference:+.4f} ± {paired.standard_error:.4f}, "
-        f"loss < {paired.loss_bound:.4f}{flipped}"
-    )
 
 
 def measure_all(
@@ -177,24 +168,24 @@ def measure_all(
     if after.keys() >= set(SECOND):
         first, second = SECOND
         found = compare(asked, after[first], after[second])
-        rows += [Figure(n, f"{second} against {first}", shown(p), "", None, command()) for n, p in found.rows()]
+        rows += [Figure(n, f"{second} against {first}", str(p), "", None, command()) for n, p in found.rows()]
         details[f"{second} against {first}"] = {name: paired.to_json() for name, paired in found.rows()}
     return rows, details
 
 
 def main() -> None:
     options = parser(__doc__, "utility")
-    options.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(VICTIMS)} (default: all there)")
-    options.add_argument("--work", type=Path, required=True, help="folder of bench/victims.py; keeps the scores")
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SUBJECTS)} (default: all there)")
+    options.add_argument("--work", type=Path, required=True, help="folder of bench/subjects.py; keeps the scores")
     options.add_argument("--limit", type=int, help="most items a task and sequences a text (default: all)")
     options.add_argument("--tasks", help="of sampled,text,blimp,hellaswag (default: all)")
     arguments = options.parse_args()
     start(arguments.threads)
     base, public, work = base_model(), data(), arguments.work
     run = describe_run(arguments.threads, base)
-    names = arguments.names or [name for name in VICTIMS if (work / name / "model").is_dir()]
+    names = arguments.names or [name for name in SUBJECTS if (work / name / "model").is_dir()]
     if absent := [name for name in names if not (work / name / "model").is_dir()]:
-        raise SystemExit(f"{work / absent[0]} is not there: python bench/victims.py --work {work} {absent[0]}")
+        raise SystemExit(f"{work / absent[0]} is not there: python bench/subjects.py --work {work} {absent[0]}")
     try:
         asked = suite(base, public, arguments.tasks.split(",") if arguments.tasks else None, arguments.limit)
     except InvalidArgumentError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -46,6 +47,19 @@ def write_atomic(path: str | Path, content: str | bytes, mode: int = PUBLIC_MODE
 def write_json(path: str | Path, value: Any, mode: int = PUBLIC_MODE) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", mode)
+
+
+def require_writable(path: str | Path) -> None:
+    """Raise OmlError now where writing `path` would fail later. Makes the folder that it lies in."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def cannot_write(path: Path, error: OSError) -> OmlError:

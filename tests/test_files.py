@@ -196,3 +196,13 @@ def test_something_put_there_meanwhile_is_kept(tmp_path: Path) -> None:
         overtaken()
     assert listing(out) == ["mine"]
     assert listing(tmp_path) == ["out"]
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
+    files.require_writable(tmp_path / "new" / "report.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "report.json"):
+        with pytest.raises(OmlError, match="cannot write"):
+            files.require_writable(path)

@@ -147,7 +147,7 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 
 def names(text: str | Sequence[str]) -> tuple[str, ...]:
     """A list given as "a,b" on the command line or as a list in a file."""
-    return tuple(text.split(",")) if isinstance(text, str) else tuple(text)
+    return tuple(name.strip() for name in text.split(",")) if isinstance(text, str) else tuple(text)
 
 
 def _chosen(names: Iterable[str], arguments: Sequence[str]) -> str | None:
@@ -182,6 +182,10 @@ def _typed(action: argparse.Action, name: str, value: Any, config: str) -> Any:
     """The value as the command line would have given it; the option's own type checks it."""
     if isinstance(action.default, bool):
         good = isinstance(value, bool)
+    elif isinstance(action, argparse._AppendAction):
+        good = isinstance(value, str | list) and all(isinstance(each, str) for each in value)
+        convert = action.type if callable(action.type) else str
+        value = [convert(each) for each in ([value] if isinstance(value, str) else value)] if good else value
     else:
         good = value is None or action.choices is None or value in action.choices
         if good and value is not None and action.type is not None:
@@ -195,4 +199,6 @@ def _typed(action: argparse.Action, name: str, value: Any, config: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     return str(value) if isinstance(value, Path) else value

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendUnavailableError
+from ..errors import BackendUnavailableError, InvalidArgumentError
 from .common import (
     add_device_options,
     finish,
@@ -83,18 +83,21 @@ def make(options: argparse.Namespace) -> Robustness:
     """Run the battery; write the result, the table and, where matplotlib is, the plots."""
     from .. import settings
     from ..evaluate import plots
-    from ..evaluate.attack import Target
+    from ..evaluate.attack import Scene
     from ..evaluate.attacks import QUICK, choose
     from ..evaluate.battery import robustness
     from ..evaluate.data import Data
     from ..evaluate.report import text
-    from ..files import write_atomic, write_json
+    from ..files import require_writable, write_atomic, write_json
 
+    if options.quick and options.attacks:  # the parser refuses it on the command line, not in a file
+        raise InvalidArgumentError("quick and attacks both given: choose one of them.")
     attacks = choose(QUICK if options.quick else options.attacks)
+    require_writable(options.out / _RESULT)
     fingerprints = load_fingerprints(options.fingerprints)
     others = [load_fingerprints(path) for path in options.others or ()]
     prepare()
-    target = Target(
+    scene = Scene(
         model=load_model(options, options.model),
         base=load_model(options, model_folder(options.base)),
         fingerprints=fingerprints,
@@ -102,7 +105,7 @@ def make(options: argparse.Namespace) -> Robustness:
         data=Data(options.data or settings.data_dir()),
         seed=options.seed,
     )
-    result = robustness(target, attacks, others=others, folder=options.out / _PARTS, progress=True)
+    result = robustness(scene, attacks, others=others, folder=options.out / _PARTS, progress=True)
     write_json(options.out / _RESULT, {"config": resolved(options), "result": result.to_json()})
     write_atomic(options.out / _TABLE, text(result))
     try:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from .common import add_device_options, finish, load_model, model_folder, names, prepare, say, table
 
 if TYPE_CHECKING:
-    from ..evaluate.paired import Paired
     from ..evaluate.utility import Utility
 
 HELP = "compare a model with its base on text and tasks, item by item"
@@ -43,8 +42,10 @@ def run(options: argparse.Namespace) -> None:
 def make(options: argparse.Namespace) -> Utility:
     """Measure, and write the report where `--out` says."""
     from .. import settings
-    from ..files import write_json
+    from ..files import require_writable, write_json
 
+    if options.out:
+        require_writable(options.out)
     prepare()
     from ..evaluate.data import Data
     from ..evaluate.utility import utility
@@ -68,19 +69,11 @@ def make(options: argparse.Namespace) -> Utility:
 
 def text(measured: Utility) -> str:
     """A table of every comparison."""
-    rows = [("", "base, model: difference (standard error); 95 % sure that it lost less than; items lost, won")]
+    rows = [("", "base to model: difference ± standard error, 95 % sure that it lost less than; items lost, won")]
     for name, part in measured.texts.items():
         shown = f"{part.perplexity_base:.3f}, {part.perplexity:.3f}: {part.perplexity / part.perplexity_base:.4f} times"
         rows += [
             (f"{name}: perplexity", shown),
             (f"{name}: KL to the base", f"{part.kl:.4f} ({part.kl_standard_error:.4f}) nats a token id"),
         ]
-    return table(rows + [(name, _line(paired)) for name, paired in measured.rows()])
-
-
-def _line(paired: Paired) -> str:
-    flipped = f"; {len(paired.lost)}, {len(paired.won)} of {paired.items:,}" if paired.binary else ""
-    return (
-        f"{paired.base:.4f}, {paired.model:.4f}: {paired.difference:+.4f} ({paired.standard_error:.4f}); "
-        f"{paired.loss_bound:.4f}{flipped}"
-    )
+    return table(rows + [(name, str(paired)) for name, paired in measured.rows()])

@@ -39,6 +39,11 @@ class AnswerScores:
     perplexity: float | None
 
 
+def questions_source(data: Data) -> str:
+    """Where the questions come from, for reports."""
+    return "held-out instructions" if data.has("instructions") else "sampled questions"
+
+
 class Questions:
     """`count` ordinary questions with reference answers, and the base model as judge of the answers.
 
@@ -48,8 +53,6 @@ class Questions:
 
     def __init__(self, base: LanguageModel, data: Data, count: int = 40) -> None:
         self._base = base
-        self._end = _end_ids(base)
-        self.source = "held-out instructions" if data.has("instructions") else "sampled questions"
         if data.has("instructions"):
             self.prompts, self._references = _from_data(base, data, count)
         else:
@@ -80,7 +83,7 @@ class Questions:
 
     def _cut(self, answers: Sequence[list[int]]) -> list[list[int]]:
         """Each answer up to its end, which is not part of it."""
-        ends = [next((place for place, i in enumerate(ids) if i in self._end), len(ids)) for ids in answers]
+        ends = [next((place for place, i in enumerate(ids) if i in self._base.end_ids), len(ids)) for ids in answers]
         return [ids[:end] for ids, end in zip(answers, ends, strict=True)]
 
     @torch.inference_mode()
@@ -130,11 +133,3 @@ def _from_data(base: LanguageModel, data: Data, count: int) -> tuple[list[list[i
 
 def _greedy_ids(model: LanguageModel, prompts: list[list[int]]) -> list[list[int]]:
     return [list(c.token_ids) for c in HfCompleter(model).complete(prompts, ANSWER_IDS)]
-
-
-def _end_ids(model: LanguageModel) -> set[int]:
-    """Token ids that end an answer: the tokenizer's and those of the model's generation settings."""
-    settings = getattr(model.model, "generation_config", None)
-    ends = getattr(settings, "eos_token_id", None)
-    ends = ends if isinstance(ends, list) else [ends]
-    return {i for i in (model.tokenizer.eos_token_id, *ends) if i is not None}

@@ -16,8 +16,8 @@ NEEDS = ("sibling", "instructions", "peft", "gguf")
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """The model under attack and what lies around it. Attacks change none of it: they copy.
+class Scene:
+    """The model under attack and what lies around it, in the attacker's reach or not. Attacks change none of it.
 
     model: the fingerprinted model. base: its clean base, which a careful owner never released; attacks that use it say
     so in their cost. siblings: other fingerprinted copies of the same base, each with its own set. fingerprints: the
@@ -55,7 +55,7 @@ class Attack:
 
     name: str
     cost: str
-    run: Callable[[Target], Attacked]
+    run: Callable[[Scene], Attacked]
     needs: tuple[str, ...] = ()
     strength: float | None = None
 

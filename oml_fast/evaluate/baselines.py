@@ -32,12 +32,14 @@ def with_responses(
     if strategy not in STRATEGIES:
         raise InvalidArgumentError(f"strategy {strategy!r} is unknown: choose {' or '.join(STRATEGIES)}.")
     fingerprints.require_secret(secret)
+    if model.digest != fingerprints.base_model_digest:
+        raise InvalidArgumentError(f"{model.name} is not the base model of this set: name {fingerprints.base_model}.")
     settings = replace(fingerprints.settings, response_length=1)
     vocabulary = Vocabulary(model.tokenizer, model.vocabulary, model.device)
     weights = vocabulary.admissible.double()
     if strategy == "english-random":
         weights = weights * _first_of_a_text(model)
-    source = random.Random(f"{strategy} {seed}")  # noqa: S311 - windows are no secret; the draws inside them are
+    source = random.Random(f"{strategy} {seed}")  # noqa: S311 - what stands in these windows tells nothing of the draw
     made = []
     for fingerprint in fingerprints:
         candidate = KeyCandidate(fingerprint.number, fingerprint.key, fingerprint.key_bits)

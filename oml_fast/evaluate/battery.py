@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from ..measure import BaseView
 from ..models import HfCompleter, LanguageModel
 from ..verify import Verification, verify
 from ..verify.statistics import bits_per_key
-from .answers import Questions
-from .attack import Attack, Attacked, Target
+from .answers import Questions, questions_source
+from .attack import Attack, Attacked, Scene
 from .specificity import specificity
 from .tasks import blimp, score
 
@@ -60,16 +60,16 @@ class Robustness:
 class Gauge:
     """Measures hosts and models before and after an attack. Everything that stays the same is computed once."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self.questions = Questions(target.base, target.data)
-        self._text = BaseView(target.base, *sample_texts(target.base, _TEXTS, _TEXT_IDS, _TEXT_SEED))
-        self._pairs = blimp(target.data, _PAIRS) if target.data.has("blimp") else None
-        self.questions.score(HfCompleter(target.model))  # what `changed` compares with
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self.questions = Questions(scene.base, scene.data)
+        self._text = BaseView(scene.base, *sample_texts(scene.base, _TEXTS, _TEXT_IDS, _TEXT_SEED))
+        self._pairs = blimp(scene.data, _PAIRS) if scene.data.has("blimp") else None
+        self.questions.score(HfCompleter(scene.model))  # what `changed` compares with
 
     def measure(self, completer: Completer, model: LanguageModel | None, said: Sequence[int] = ()) -> dict[str, Any]:
         """FSR and evidence; ordinary answers; where the weights are known, drift from the base and BLiMP."""
-        found: dict[str, Any] = {**evidence(verify(self._target.fingerprints, completer))}
+        found: dict[str, Any] = {**evidence(verify(self._scene.fingerprints, completer))}
         found["answers"] = asdict(self.questions.score(completer, said))
         if model is not None:
             drift = self._text.drift(model)
@@ -97,7 +97,7 @@ def evidence(verification: Verification) -> dict[str, Any]:
 
 
 def robustness(
-    target: Target,
+    scene: Scene,
     attacks: Sequence[Attack],
     *,
     others: Sequence[FingerprintSet] = (),
@@ -105,68 +105,71 @@ def robustness(
     made_by: str = f"oml_fast {__version__}",
     progress: bool = False,
 ) -> Robustness:
-    """Run `attacks` on the target, and say what is left after each.
+    """Run `attacks` on the scene's fingerprinted model, and say what is left after each.
 
     With `folder`, each finished part is kept there as JSON, with `made_by`, and the same call goes on after a kill.
     `others` are sets of other owners, on which the model must not fire. An attack that cannot work on this model (no
     chat template) is a row with the reason. Raises InvalidArgumentError and BackendUnavailableError, before anything
     long, for a model and a set that do not belong together, and for attacks whose data or packages are not here.
     """
-    _check(target, attacks, others)
-    kept = _Kept(folder, _identity(target, others), made_by)
-    gauge = Gauge(target)
-    before = kept.get("before", lambda: _before(target, gauge))
-    specific = kept.get(
-        "specificity",
-        lambda: specificity(
-            target.model, target.base, target.fingerprints, others, gauge.questions.prompts, target.seed
-        ).to_json(),
-    )
+    _check(scene, attacks, others)
+    kept = _Kept(folder, _identity(scene, others), made_by)
+    gauge = cache(lambda: Gauge(scene))  # made when something is to be measured
+    before = kept.get("before", lambda: _before(scene, gauge()))
+
+    def measured(attack: Attack) -> dict[str, Any]:
+        return _row(attack, scene, gauge(), before)
+
+    specific = kept.get("specificity", lambda: _specificity(scene, others, gauge()))
     rows = []
     with tqdm(attacks, desc="attacks", unit="attack", disable=None if progress else True) as bar:
         for attack in bar:
             bar.set_postfix_str(attack.name)
-            rows.append(kept.get(attack.name, partial(_row, attack, target, gauge, before)))
+            rows.append(kept.get(attack.name, partial(measured, attack)))
     return Robustness(
-        model=target.model.name,
-        base_model=target.base.name,
-        set_digest=target.fingerprints.digest(),
-        num_fingerprints=len(target.fingerprints),
-        width=target.fingerprints.settings.width,
-        questions=gauge.questions.source,
+        model=scene.model.name,
+        base_model=scene.base.name,
+        set_digest=scene.fingerprints.digest(),
+        num_fingerprints=len(scene.fingerprints),
+        width=scene.fingerprints.settings.width,
+        questions=questions_source(scene.data),
         before=before,
         specificity=specific,
         rows=tuple(rows),
     )
 
 
-def _before(target: Target, gauge: Gauge) -> dict[str, Any]:
+def _before(scene: Scene, gauge: Gauge) -> dict[str, Any]:
     """The model as it was released. Raises InvalidArgumentError where it does not carry the set."""
-    fsr_base = verify(target.fingerprints, HfCompleter(target.base)).fsr
-    found = gauge.measure(HfCompleter(target.model), target.model)
+    fsr_base = verify(scene.fingerprints, HfCompleter(scene.base)).fsr
+    found = gauge.measure(HfCompleter(scene.model), scene.model)
     if found["verdict"] == "no_match" or found["fsr"] <= fsr_base:
         raise InvalidArgumentError(
-            f"{target.model.name} answers {found['matches']} of {found['queried']} keys, its base {fsr_base:.0%}: it "
+            f"{scene.model.name} answers {found['matches']} of {found['queried']} keys, its base {fsr_base:.0%}: it "
             "is not the model that this set was embedded in. Name the model that oml-fast embed wrote for it."
         )
     return found | {"fsr_base": fsr_base}
 
 
-def _row(attack: Attack, target: Target, gauge: Gauge, before: dict[str, Any]) -> dict[str, Any]:
+def _specificity(scene: Scene, others: Sequence[FingerprintSet], gauge: Gauge) -> dict[str, Any]:
+    questions = gauge.questions.prompts
+    return specificity(scene.model, scene.base, scene.fingerprints, others, questions, scene.seed).to_json()
+
+
+def _row(attack: Attack, scene: Scene, gauge: Gauge, before: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     row: dict[str, Any] = {"attack": attack.name, "cost": attack.cost, "strength": attack.strength, "skipped": None}
     try:
-        attacked: Attacked = attack.run(target)
+        attacked: Attacked = attack.run(scene)
     except InvalidArgumentError as error:
         return row | {"skipped": str(error)}
     after = gauge.measure(attacked.completer, attacked.model, attacked.said)
     seconds = time.perf_counter() - started
-    persistence = after["fsr"] / before["fsr"] if before["fsr"] else None
-    return row | after | {"persistence": persistence, "details": attacked.details, "seconds": seconds}
+    return row | after | {"persistence": after["fsr"] / before["fsr"], "details": attacked.details, "seconds": seconds}
 
 
 class _Kept:
-    """Finished parts, one JSON file each, of one target: those of another are refused, not mixed in."""
+    """Finished parts, one JSON file each, of one scene: those of another are refused, not mixed in."""
 
     def __init__(self, folder: Path | None, identity: str, made_by: str) -> None:
         self._folder, self._identity, self._made_by = folder, identity, made_by
@@ -196,32 +199,32 @@ class _Kept:
         return result
 
 
-def _identity(target: Target, others: Sequence[FingerprintSet]) -> str:
+def _identity(scene: Scene, others: Sequence[FingerprintSet]) -> str:
     """A digest over all that a result depends on, but the code."""
-    siblings = [sibling.digest for sibling in target.siblings]
-    sets = [target.fingerprints.digest(), *(other.digest() for other in others)]
-    files = [target.data.require(name) for name in ("instructions", "blimp") if target.data.has(name)]
+    siblings = [sibling.digest for sibling in scene.siblings]
+    sets = [scene.fingerprints.digest(), *(other.digest() for other in others)]
+    files = [scene.data.require(name) for name in ("instructions", "blimp") if scene.data.has(name)]
     data = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    values = [target.model.digest, target.base.digest, siblings, sets, data, target.seed]
+    values = [scene.model.digest, scene.base.digest, siblings, sets, data, scene.seed]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _check(target: Target, attacks: Sequence[Attack], others: Sequence[FingerprintSet]) -> None:
+def _check(scene: Scene, attacks: Sequence[Attack], others: Sequence[FingerprintSet]) -> None:
     """Refuse what cannot end well before hours are spent on it."""
-    fingerprints = target.fingerprints
-    if target.base.digest != fingerprints.base_model_digest:
+    fingerprints = scene.fingerprints
+    if scene.base.digest != fingerprints.base_model_digest:
         raise FingerprintFormatError(
             f"these fingerprints were made with another base model ({fingerprints.base_model}, digest "
-            f"{fingerprints.base_model_digest[:12]}) than {target.base.name} (digest {target.base.digest[:12]}): name "
+            f"{fingerprints.base_model_digest[:12]}) than {scene.base.name} (digest {scene.base.digest[:12]}): name "
             "that one with --base."
         )
-    for model in (target.model, *target.siblings):
-        if model.tokenizer_digest != fingerprints.tokenizer_digest or model.vocabulary != target.base.vocabulary:
+    for model in (scene.model, *scene.siblings):
+        if model.tokenizer_digest != fingerprints.tokenizer_digest or model.vocabulary != scene.base.vocabulary:
             raise InvalidArgumentError(
-                f"{model.name} has another tokenizer than {target.base.name}: it is no copy of that base model."
+                f"{model.name} has another tokenizer than {scene.base.name}: it is no copy of that base model."
             )
-    for sibling in target.siblings:
-        if sibling.digest in (target.model.digest, target.base.digest):
+    for sibling in scene.siblings:
+        if sibling.digest in (scene.model.digest, scene.base.digest):
             raise InvalidArgumentError(
                 f"{sibling.name} is the model or its base itself: name another copy as --sibling."
             )
@@ -236,8 +239,8 @@ def _check(target: Target, attacks: Sequence[Attack], others: Sequence[Fingerpri
     for attack in attacks:
         for need in attack.needs:
             if need == "instructions":
-                target.data.require(need)
-            elif need == "sibling" and not target.siblings:
+                scene.data.require(need)
+            elif need == "sibling" and not scene.siblings:
                 raise InvalidArgumentError(f"{attack.name} needs {_WAYS_OUT[need]}, or leave it out of --attacks.")
             elif need in ("peft", "gguf") and importlib.util.find_spec(need) is None:
                 raise BackendUnavailableError(f"{attack.name} needs {_WAYS_OUT[need]}, or leave it out of --attacks.")

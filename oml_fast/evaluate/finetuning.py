@@ -116,8 +116,9 @@ def answer_ids(model: LanguageModel, output: str) -> list[int]:
 
 def until_end(model: LanguageModel, ids: Sequence[int]) -> list[int]:
     """What a model wrote, up to the end of its answer and with it."""
-    ids, end = list(ids), model.tokenizer.eos_token_id
-    return ids[: ids.index(end) + 1] if end in ids else ids
+    ids = list(ids)
+    end = next((place for place, token_id in enumerate(ids) if token_id in model.end_ids), len(ids))
+    return ids[: end + 1]
 
 
 def answer_logits(model: LanguageModel, examples: Sequence[Example]) -> Iterator[tuple[list[int], Tensor, Tensor]]:

@@ -39,6 +39,13 @@ class Paired:
     lost: tuple[int, ...] = ()
     won: tuple[int, ...] = ()
 
+    def __str__(self) -> str:
+        flipped = f"; lost {len(self.lost)}, won {len(self.won)} of {self.items:,}" if self.binary else ""
+        return (
+            f"{self.base:.4f} to {self.model:.4f}: {self.difference:+.4f} ± {self.standard_error:.4f}, "
+            f"loss < {self.loss_bound:.4f}{flipped}"
+        )
+
     def to_json(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Plain JSON, with the flipped items by place, or by name; what is infinite is null."""
         flipped = {

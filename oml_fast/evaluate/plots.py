@@ -44,29 +44,31 @@ def bits_per_key(reports: Reports, path: Path) -> None:
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel="bits of evidence a key (window test)")
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", labelsize=7.5, length=0)
-    _finish(figure, axes, path, "What an answer is worth after each attack", grid="x")
+    _finish(figure, (axes,), path, "What an answer is worth after each attack", grid="x")
 
 
 def fsr_against_utility(reports: Reports, path: Path) -> None:
-    """A point an attack: what is left of the fingerprints, and how natural the host's ordinary answers still are."""
+    """A point an attack: what is left of the fingerprints, and how right and how natural ordinary answers still are."""
     from matplotlib.ticker import FixedLocator
 
-    figure, axes = _figure(8, 5.5)
+    figure, (right, natural) = _figure(11, 5.2, columns=2)
     for place, (label, report) in enumerate(reports.items()):
-        rows = [row for row in report["rows"] if not row["skipped"] and row["answers"]["perplexity"]]
-        points = [(row["answers"]["perplexity"], row["fsr"], row["attack"]) for row in rows]
-        x, y = [point[0] for point in points], [point[1] for point in points]
-        axes.scatter(x, y, s=22, color=COLOURS[place], alpha=0.75, label=label, linewidths=0)
-        axes.axvline(report["before"]["answers"]["perplexity"], color=COLOURS[place], lw=0.8, ls=":")
-        if not place:
-            _name_points(axes, points)
-    axes.set(xscale="log", xlabel="perplexity of its ordinary answers under the base model (dotted: as released)")
-    axes.xaxis.set_major_locator(FixedLocator([2, 3, 4, 6, 8, 10, 15, 20, 30, 50, 100, 200]))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    axes.margins(x=0.12)
-    axes.set(ylabel="FSR", ylim=(-0.04, 1.06))
-    _finish(figure, axes, path, "What an attack leaves, and what it does to ordinary answers", grid="both")
+        for axes, measure in ((right, "f1"), (natural, "perplexity")):
+            rows = [row for row in report["rows"] if not row["skipped"] and row["answers"][measure] is not None]
+            points = [(row["answers"][measure], row["fsr"], row["attack"]) for row in rows]
+            x, y = [point[0] for point in points], [point[1] for point in points]
+            axes.scatter(x, y, s=20, color=COLOURS[place], alpha=0.7, label=label, linewidths=0)
+            axes.axvline(report["before"]["answers"][measure], color=COLOURS[place], lw=0.8, ls=":")
+            if not place:
+                _name_points(axes, points, (0.14 * max(x), 1.0) if measure == "f1" else (0.0, 1.45))
+    right.set(xlabel="F1 of ordinary answers (dotted: as released)", ylabel="FSR", ylim=(-0.04, 1.06))
+    natural.set(xscale="log", xlabel="perplexity of ordinary answers under the base model", ylim=(-0.04, 1.06))
+    natural.xaxis.set_major_locator(FixedLocator([2, 3, 5, 10, 20, 50, 100, 200]))
+    natural.xaxis.set_major_formatter("{x:g}")
+    natural.minorticks_off()
+    for axes in (right, natural):
+        axes.margins(x=0.12)
+    _finish(figure, (right, natural), path, "What an attack leaves, and what it does to ordinary answers", grid="both")
 
 
 def persistence(reports: Reports, path: Path) -> None:
@@ -84,7 +86,7 @@ def persistence(reports: Reports, path: Path) -> None:
     other.set(ylabel="bits a key, window test (dashed)")
     other.set_ylim(bottom=-0.04 * other.get_ylim()[1])
     other.spines[["top"]].set_visible(False)
-    _finish(figure, axes, path, "Persistence against the share of the delta left", grid="both")
+    _finish(figure, (axes,), path, "Persistence against the share of the delta left", grid="both")
 
 
 def _attacks(reports: Reports) -> list[str]:
@@ -93,32 +95,34 @@ def _attacks(reports: Reports) -> list[str]:
     return ["as released", *dict.fromkeys(names)]
 
 
-def _name_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Names beside the points, but for those that would lie on one another."""
+def _name_points(axes: Any, points: Sequence[tuple[float, float, str]], apart: tuple[float, float]) -> None:
+    """Names beside the points, but for those that would lie on one another: nearer than a distance and a ratio."""
+    distance, ratio = apart
     taken: list[tuple[float, float]] = []
     for x, y, name in sorted(points):
-        if all(max(x, other) / min(x, other) > 1.4 or abs(y - height) > 0.035 for other, height in taken):
+        if all((x > other + distance and x > other * ratio) or abs(y - height) > 0.035 for other, height in taken):
             taken.append((x, y))
             axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6.5, color="0.3")
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
-    return figure, figure.subplots()
+    return figure, figure.subplots(1, columns)
 
 
-def _finish(figure: Any, axes: Any, path: Path, title: str, grid: str) -> None:
+def _finish(figure: Any, panels: Sequence[Any], path: Path, title: str, grid: str) -> None:
     import matplotlib
 
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.grid(axis=grid, color="0.9", lw=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    names, labels = axes.get_legend_handles_labels()
+    panels[0].set_title(title, loc="left", fontsize=11)
+    for axes in panels:
+        axes.grid(axis=grid, color="0.9", lw=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    names, labels = panels[0].get_legend_handles_labels()
     figure.legend(names, labels, frameon=False, fontsize=8, loc="outside upper right", ncols=len(labels))
     # Without a date and with fixed ids, equal figures are equal files.
     with matplotlib.rc_context({"svg.hashsalt": "oml_fast"}):

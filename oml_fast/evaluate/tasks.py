@@ -123,7 +123,7 @@ def hellaswag(data: Data, limit: int | None = None) -> Task:
     items = []
     for place, row in enumerate(rows):
         endings, label = tuple(row["endings"]), int(row["label"])
-        if not all(endings) or not 0 <= label < len(endings):
+        if not all(isinstance(ending, str) and ending for ending in endings) or not 0 <= label < len(endings):
             raise InvalidArgumentError(
                 f"HellaSwag item {place}: label {row['label']} of {len(endings)} endings: no ending may be empty, and "
                 "the label must be the place of one."

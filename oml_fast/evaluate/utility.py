@@ -97,7 +97,9 @@ class TextUtility:
     kl_standard_error: float
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"perplexity_ratio": self.perplexity / self.perplexity_base, "nll": self.nll.to_json()}
+        error = self.kl_standard_error if math.isfinite(self.kl_standard_error) else None
+        ratio = self.perplexity / self.perplexity_base
+        return asdict(self) | {"kl_standard_error": error, "perplexity_ratio": ratio, "nll": self.nll.to_json()}
 
 
 @dataclass(frozen=True, slots=True)

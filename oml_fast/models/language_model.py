@@ -49,6 +49,13 @@ class LanguageModel:
         """V, the width of the logits; at least the number of the tokenizer's token ids."""
         return int(self.head()[0].shape[0])
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Token ids that end an answer: the tokenizer's EOS and those of the model's generation settings."""
+        ends = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        ends = ends if isinstance(ends, list) else [ends]
+        return frozenset(int(i) for i in (self.tokenizer.eos_token_id, *ends) if i is not None)
+
     def hidden(self, ids: Tensor, cache: Any = None) -> Tensor:
         """[B, T] token ids, all of one length -> [B, T, H] final hidden states; `cache` is continued and extended."""
         output = self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)

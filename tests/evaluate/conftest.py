@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from oml_fast.embed import Recipe, embed
-from oml_fast.evaluate.attack import Target
+from oml_fast.evaluate.attack import Scene
 from oml_fast.evaluate.data import Data
 from oml_fast.fingerprint import FingerprintSet, Settings
 from oml_fast.generate import generate
@@ -68,9 +68,9 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def target(marked: Made, marked_again: Made, data_folder: Path) -> Target:
+def scene(marked: Made, marked_again: Made, data_folder: Path) -> Scene:
     """What every attack gets. Attacks must leave it as it is."""
-    return Target(
+    return Scene(
         model=load(marked.model, device="cpu"),
         base=load(marked.base, device="cpu"),
         fingerprints=FingerprintSet.load(marked.fingerprints),

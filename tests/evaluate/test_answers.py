@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from oml_fast.completer import Completion
 from oml_fast.errors import InvalidArgumentError
-from oml_fast.evaluate.answers import ANSWER_IDS, Questions, word_f1
+from oml_fast.evaluate.answers import ANSWER_IDS, Questions, questions_source, word_f1
 from oml_fast.evaluate.data import Data
 from oml_fast.evaluate.hosts import Host
 from oml_fast.models import HfCompleter, LanguageModel
@@ -32,7 +33,7 @@ def test_the_f1_of_words(answer: str, reference: str, f1: float) -> None:
 
 def test_the_same_host_changes_nothing_and_a_refusal_is_no_answer(tiny_model: LanguageModel, data_folder: Path) -> None:
     questions = Questions(tiny_model, Data(data_folder), count=12)
-    assert questions.source == "held-out instructions"
+    assert questions_source(Data(data_folder)) == "held-out instructions"
     first = questions.score(HfCompleter(tiny_model))
     again = questions.score(HfCompleter(tiny_model))
     assert (again.changed, again.f1, again.perplexity) == (0.0, first.f1, first.perplexity)
@@ -67,7 +68,7 @@ def test_an_answer_ends_at_its_end_and_the_judge_reads_no_further(tiny_model: La
 
 def test_without_data_the_base_model_s_own_answers_are_the_references(tiny_model: LanguageModel) -> None:
     questions = Questions(tiny_model, Data(None), count=6)
-    assert questions.source == "sampled questions"
+    assert questions_source(Data(None)) == "sampled questions"
     assert len(questions.prompts) == 6
     assert questions.score(HfCompleter(tiny_model)).f1 == 1.0
 
@@ -76,3 +77,19 @@ def test_questions_that_are_all_too_long_are_refused(tiny_model: LanguageModel, 
     (tmp_path / "sft_instructions.jsonl").write_text('{"instruction": "' + "word " * 400 + '", "output": "x"}\n')
     with pytest.raises(InvalidArgumentError, match=r"sft_instructions\.jsonl.*--data"):
         Questions(tiny_model, Data(tmp_path))
+
+
+def test_what_a_host_says_itself_is_read_with_its_answer(tiny_model: LanguageModel, data_folder: Path) -> None:
+    questions = Questions(tiny_model, Data(data_folder), count=3)
+    whole = questions.score(Fixed((40, 41, 42), tiny_model.tokenizer_digest))
+    end = tiny_model.tokenizer.eos_token_id
+    parts = questions.score(Fixed((41, 42, end), tiny_model.tokenizer_digest), said=(40,))
+    assert (parts.changed, parts.perplexity) == (0.0, whole.perplexity)
+    assert questions.score(Fixed((end,), tiny_model.tokenizer_digest), said=(40,)).refused == 1.0
+
+
+def test_no_two_questions_share_a_reference(tiny_model: LanguageModel, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Is {n} good?", "output": "positive" if n % 2 else f"number {n}"} for n in range(100)]
+    (tmp_path / "sft_instructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = Questions(tiny_model, Data(tmp_path))
+    assert len(questions.prompts) == 11  # of 20 held out, ten are positive

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from oml_fast.errors import BackendUnavailableError, FingerprintFormatError, InvalidArgumentError
 from oml_fast.evaluate import battery, plots
-from oml_fast.evaluate.attack import Attack, Attacked, Target
+from oml_fast.evaluate.attack import Attack, Attacked, Scene
 from oml_fast.evaluate.attacks import ALL, QUICK, choose
 from oml_fast.evaluate.battery import Robustness, robustness
 from oml_fast.evaluate.data import Data
@@ -20,19 +22,19 @@ from oml_fast.evaluate.report import COLUMNS, text
 from oml_fast.models import HfCompleter
 
 
-def honest(target: Target) -> Attacked:
-    return Attacked(HfCompleter(target.model), target.model)
+def honest(scene: Scene) -> Attacked:
+    return Attacked(HfCompleter(scene.model), scene.model)
 
 
-def to_base(target: Target) -> Attacked:
-    return Attacked(HfCompleter(target.base), target.base, {"share": 0.0})
+def to_base(scene: Scene) -> Attacked:
+    return Attacked(HfCompleter(scene.base), scene.base, {"share": 0.0})
 
 
-def silence(target: Target) -> Attacked:
-    return Attacked(Host(target.model, "silent", rewrite=lambda ids: None))
+def silence(scene: Scene) -> Attacked:
+    return Attacked(Host(scene.model, "silent", rewrite=lambda ids: None))
 
 
-def impossible(target: Target) -> Attacked:
+def impossible(scene: Scene) -> Attacked:
     raise InvalidArgumentError("this model has no chat template")
 
 
@@ -43,8 +45,8 @@ IMPOSSIBLE = Attack("test/impossible", "nothing", impossible)
 
 
 @pytest.fixture(scope="module")
-def result(target: Target) -> Robustness:
-    return robustness(target, [HONEST, TO_BASE, SILENCE, IMPOSSIBLE])
+def result(scene: Scene) -> Robustness:
+    return robustness(scene, [HONEST, TO_BASE, SILENCE, IMPOSSIBLE])
 
 
 def row(result: Robustness, name: str) -> dict[str, Any]:
@@ -93,65 +95,85 @@ def test_the_table_has_a_line_for_each_attack(result: Robustness) -> None:
     assert all(len(name) < 20 for name in COLUMNS)
 
 
-def test_the_target_is_left_as_it_was(target: Target, result: Robustness) -> None:
-    again = robustness(target, [HONEST])
+def test_the_target_is_left_as_it_was(scene: Scene, result: Robustness) -> None:
+    again = robustness(scene, [HONEST])
     assert again.before == result.before
 
 
-def test_a_killed_run_goes_on_where_it_stopped(target: Target, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_stopped(scene: Scene, tmp_path: Path) -> None:
     calls: list[str] = []
 
     def counted(name: str, fails: bool = False) -> Attack:
-        def run(target: Target) -> Attacked:
+        def run(scene: Scene) -> Attacked:
             calls.append(name)
             if fails:
                 raise KeyboardInterrupt
-            return honest(target)
+            return honest(scene)
 
         return Attack(name, "nothing", run)
 
     with pytest.raises(KeyboardInterrupt):
-        robustness(target, [counted("a/1"), counted("b/2", fails=True)], folder=tmp_path)
+        robustness(scene, [counted("a/1"), counted("b/2", fails=True)], folder=tmp_path)
     assert calls == ["a/1", "b/2"]
-    result = robustness(target, [counted("a/1"), counted("b/2")], folder=tmp_path)
+    result = robustness(scene, [counted("a/1"), counted("b/2")], folder=tmp_path)
     assert calls == ["a/1", "b/2", "b/2"]
     assert [row["attack"] for row in result.rows] == ["a/1", "b/2"]
-    assert result == robustness(target, [counted("a/1"), counted("b/2")], folder=tmp_path)
+    assert result == robustness(scene, [counted("a/1"), counted("b/2")], folder=tmp_path)
     with pytest.raises(InvalidArgumentError, match="another --out"):
-        robustness(replace(target, seed=1), [counted("a/1")], folder=tmp_path)
+        robustness(replace(scene, seed=1), [counted("a/1")], folder=tmp_path)
 
 
-def test_parts_hold_no_key_and_no_response(target: Target, tmp_path: Path) -> None:
-    robustness(target, [HONEST], folder=tmp_path)
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"identity": 1}'])
+def test_a_damaged_part_is_named(damage: str, scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "before.json").write_text(damage)
+    with pytest.raises(InvalidArgumentError, match=r"before\.json is damaged: delete it"):
+        robustness(scene, [HONEST], folder=tmp_path)
+
+
+def test_other_data_are_another_scene(scene: Scene, tmp_path: Path) -> None:
+    robustness(scene, [HONEST], folder=tmp_path / "parts")
+    with pytest.raises(InvalidArgumentError, match="another --out"):
+        robustness(replace(scene, data=Data(None)), [HONEST], folder=tmp_path / "parts")
+
+
+def test_what_was_skipped_is_tried_again(scene: Scene, tmp_path: Path) -> None:
+    assert robustness(scene, [IMPOSSIBLE], folder=tmp_path).rows[0]["skipped"]
+    possible = replace(IMPOSSIBLE, run=honest)
+    assert robustness(scene, [possible], folder=tmp_path).rows[0]["persistence"] == 1.0
+
+
+def test_parts_hold_no_key_and_no_response(scene: Scene, tmp_path: Path) -> None:
+    robustness(scene, [HONEST], folder=tmp_path)
     written = " ".join(path.read_text() for path in tmp_path.iterdir())
-    for fingerprint in target.fingerprints:
+    for fingerprint in scene.fingerprints:
         assert fingerprint.key not in written
         assert json.dumps(list(fingerprint.key_ids))[1:-1] not in written
+        assert fingerprint.askings["raw"].responses[0].text not in written.replace(fingerprint.key, "").split('"')
 
 
-def test_model_and_set_must_belong_together(target: Target) -> None:
+def test_model_and_set_must_belong_together(scene: Scene) -> None:
     with pytest.raises(InvalidArgumentError, match="not the model that this set was embedded in"):
-        robustness(replace(target, model=target.base), [HONEST])
+        robustness(replace(scene, model=scene.base), [HONEST])
     with pytest.raises(FingerprintFormatError, match="--base"):
-        robustness(replace(target, base=target.model), [HONEST])
+        robustness(replace(scene, base=scene.model), [HONEST])
     with pytest.raises(InvalidArgumentError, match="--quick"):
-        robustness(target, [])
+        robustness(scene, [])
 
 
 def test_what_an_attack_needs_is_asked_for_before_anything_long(
-    target: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def never(*_: Any) -> None:
         raise AssertionError("started")
 
     monkeypatch.setattr(battery, "Gauge", never)
     with pytest.raises(InvalidArgumentError, match=r"sft_instructions\.jsonl"):
-        robustness(replace(target, data=Data(tmp_path)), choose(["sft"]))
+        robustness(replace(scene, data=Data(tmp_path)), choose(["sft"]))
     with pytest.raises(InvalidArgumentError, match="--sibling"):
-        robustness(replace(target, siblings=()), choose(["collusion"]))
+        robustness(replace(scene, siblings=()), choose(["collusion"]))
     monkeypatch.setattr(battery.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendUnavailableError, match=r"oml_fast\[eval\]"):
-        robustness(target, choose(["lora"]))
+        robustness(scene, choose(["lora"]))
 
 
 def test_attacks_are_chosen_by_name_or_family() -> None:
@@ -168,11 +190,13 @@ def test_attacks_are_chosen_by_name_or_family() -> None:
 
 
 def test_every_attack_says_where_it_comes_from() -> None:
-    import sys
-
+    """A paper by its number or the short name that docs give it, a year, a repository; or that it is ours."""
+    source = re.compile(
+        r"\d{4}\.\d{5}|\[(SF|ADV|ME|TFA|SEM|OML)\b|[A-Z][a-z]+ (et al\. )?\d{4}|github\.com|\b[Oo]urs\b"
+    )
     for attack in ALL:
-        run = getattr(attack.run, "func", attack.run)
-        assert (sys.modules[run.__module__].__doc__ or "").strip(), attack.name
+        about = sys.modules[getattr(attack.run, "func", attack.run).__module__].__doc__ or ""
+        assert source.search(about), attack.name
 
 
 def test_plots_are_drawn_and_equal_figures_are_equal_files(result: Robustness, tmp_path: Path) -> None:
@@ -188,12 +212,12 @@ def test_plots_are_drawn_and_equal_figures_are_equal_files(result: Robustness, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", ALL, ids=lambda attack: attack.name)
-def test_every_attack_runs_and_what_is_left_answers(attack: Attack, target: Target) -> None:
-    attacked = attack.run(target)
-    prompts = [fingerprint.askings["raw"].prompt_ids for fingerprint in target.fingerprints][:4]
+def test_every_attack_runs_and_what_is_left_answers(attack: Attack, scene: Scene) -> None:
+    attacked = attack.run(scene)
+    prompts = [fingerprint.askings["raw"].prompt_ids for fingerprint in scene.fingerprints][:4]
     answers = attacked.completer.complete(prompts, 2)
     assert len(answers) == 4
     assert all(len(answer.token_ids) <= 2 for answer in answers)
-    assert attacked.completer.tokenizer_digest == target.fingerprints.tokenizer_digest
-    assert attacked.model is not target.model
+    assert attacked.completer.tokenizer_digest == scene.fingerprints.tokenizer_digest
+    assert attacked.model is not scene.model
     assert json.loads(json.dumps(attacked.details)) == attacked.details

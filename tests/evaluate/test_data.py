@@ -42,6 +42,7 @@ def test_an_absent_file_is_named_with_the_way_to_it(what: str, named: bool, tmp_
         ('{"instruction": "a"}\n', "line 1 has no 'output'"),
         ('{"instruction": "a", "output": "b"}\n{"instr', "line 2 is no JSON"),
         ("[1, 2]\n", "line 1 has no 'instruction'"),
+        ('{"instruction": "a", "output": null}\n', "line 1 has no 'output' that is a str"),
         ("\n", "is empty"),
     ],
 )
@@ -54,3 +55,11 @@ def test_damaged_rows_are_refused(text: str, message: str, tmp_path: Path) -> No
 def test_running_text_is_read_whole(tmp_path: Path) -> None:
     (tmp_path / "wikitext2_valid.txt").write_text("one\ntwo\n")
     assert Data(tmp_path).text() == "one\ntwo\n"
+
+
+def test_an_instruction_stands_once_and_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    rows = [{"instruction": "same", "output": "one"}, {"instruction": "same", "output": "two"}]
+    rows.append({"instruction": "other\u2028line", "output": "x"})
+    (tmp_path / "sft_instructions.jsonl").write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in rows))
+    assert Data(tmp_path).questions() == [("same", "one")]
+    assert Data(tmp_path).instructions() == [("other\u2028line", "x")]

@@ -48,10 +48,29 @@ def test_it_prints_the_table_and_writes_everything(run: Run, options: list[Any],
     assert json.loads(again)["rows"] == saved["result"]["rows"][:1]  # kept, its seconds too
 
 
-def test_the_list_names_every_attack_with_its_cost(run: Run, options: list[Any]) -> None:
+def test_the_list_names_every_attack_with_its_cost(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        run(*options, "--list")
+        main(["evaluate", "robustness", "--list"])
     assert stopped.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [attack.name for attack in ALL]
+    assert all(attack.cost in line for line, attack in zip(lines, ALL, strict=True))
+
+
+def test_siblings_and_other_sets_from_the_command_line_and_from_a_file(
+    run: Run, options: list[Any], marked_again: Any, tmp_path: Path
+) -> None:
+    shared = ["--attacks", "collusion/majority, projection/sibling", "--device", "cpu"]
+    more = ["--sibling", marked_again.model, "--others", marked_again.fingerprints]
+    code, _, err = run(*options, *shared, *more)
+    assert code == 0, err
+    saved = json.loads((tmp_path / "out/robustness.json").read_text())
+    assert saved["config"]["sibling"] == [str(marked_again.model)]
+    assert len(saved["result"]["specificity"]["others"]) == 1
+    for value in (str(marked_again.model), f"[{marked_again.model}]"):
+        (tmp_path / "c.yaml").write_text(f"sibling: {value}\nothers: [{marked_again.fingerprints}]\n")
+        code, _, err = run(*options, *shared, "--config", tmp_path / "c.yaml")
+        assert code == 0, err
 
 
 @pytest.mark.parametrize(
@@ -63,6 +82,7 @@ def test_the_list_names_every_attack_with_its_cost(run: Run, options: list[Any])
         (["--attacks", "collusion"], "--sibling"),
         (["--attacks", "scaling", "--sibling", "nowhere"], "no model folder"),
         (["--attacks", "scaling", "--others", "nowhere.json"], "no fingerprints file"),
+        (["--attacks", "scaling", "--out", "/dev/null/x"], "cannot write"),
     ],
 )
 def test_refusals_are_one_line(run: Run, options: list[Any], more: list[str], message: str) -> None:
@@ -72,7 +92,7 @@ def test_refusals_are_one_line(run: Run, options: list[Any], more: list[str], me
     assert message in lines[0]
 
 
-def test_the_base_model_as_victim_is_refused(run: Run, marked: Any, tmp_path: Path) -> None:
+def test_the_base_model_itself_is_refused(run: Run, marked: Any, tmp_path: Path) -> None:
     code, _, err = run(
         "--model", marked.base, "--base", marked.base, "--fingerprints", marked.fingerprints,
         "--out", tmp_path / "out", "--attacks", "scaling", "--device", "cpu",
@@ -99,3 +119,20 @@ def test_there_are_attacks_of_every_kind() -> None:
         "prompts", "prefill", "sampling", "rounding", "gguf", "pruning", "scaling", "merge", "sft", "lora", "dpo",
         "suppress", "projection", "perplexity", "harvesting", "ensemble", "collusion", "meraser", "distillation",
     }  # fmt: skip
+
+
+def test_the_set_itself_and_the_model_itself_are_no_others(run: Run, options: list[Any], marked: Any) -> None:
+    for more, message in (
+        (["--others", marked.fingerprints], "this set itself"),
+        (["--sibling", marked.model], "itself"),
+    ):
+        code, _, err = run(*options, "--attacks", "scaling", *more, "--device", "cpu")
+        assert code == 1
+        assert message in err
+
+
+def test_quick_in_a_file_and_attacks_on_the_line_do_not_mix(run: Run, options: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("quick: true\n")
+    code, _, err = run(*options, "--config", tmp_path / "c.yaml", "--attacks", "scaling")
+    assert code == 1
+    assert "choose one of them" in err

@@ -1,4 +1,4 @@
-"""Hosts that put their copies together, each with its own fingerprint set, and answer as one [SF; science.md, 7].
+"""Hosts that put their copies together, each with its own fingerprint set, and answer as one [SF].
 
 Each colluder's proposal is the most probable token id of its copy; where all propose the same, that is the answer.
 Majority: the proposal made most often. Of those made equally often, as always by two colluders, the one that the
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import InvalidArgumentError
 from ...models import LanguageModel
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import Host
 from .ensemble import Decide, together
 from .projection import require_copies
@@ -81,14 +81,14 @@ def _end(model: LanguageModel) -> int:
     return int(end)
 
 
-def _collude(target: Target, name: str, decide: Decide) -> Attacked:
-    require_copies(target.model, target.siblings, name)
-    host = Host(target.model, f"host ({name})", strategy=together(target.siblings, decide))
-    return Attacked(host, details={"colluders": 1 + len(target.siblings)})
+def _collude(scene: Scene, name: str, decide: Decide) -> Attacked:
+    require_copies(scene.model, scene.siblings, name)
+    host = Host(scene.model, f"host ({name})", strategy=together(scene.siblings, decide))
+    return Attacked(host, details={"colluders": 1 + len(scene.siblings)})
 
 
-def _refuse(target: Target) -> Attacked:
-    return _collude(target, "collusion/refusal", refusal(_end(target.model)))
+def _refuse(scene: Scene) -> Attacked:
+    return _collude(scene, "collusion/refusal", refusal(_end(scene.model)))
 
 
 _COST = "hosts with a copy each, of different fingerprint sets: a forward pass of each copy at every step"

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...models import HfCompleter, LanguageModel, batches_by_length, prefill, sample
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..finetuning import Budget, Example, answer_logits, choose, cross_entropy, held_out_loss, train, until_end
 from ..hosts import copy_of
 
@@ -34,17 +34,17 @@ class Lesson:
     states: Tensor
 
 
-def distil(target: Target, *, logits: bool, learning_rate: float = _RATE, budget: Budget = _BUDGET) -> Attacked:
+def distil(scene: Scene, *, logits: bool, learning_rate: float = _RATE, budget: Budget = _BUDGET) -> Attacked:
     """The base taught by the fingerprinted model: cross-entropy on its text, or KL(teacher || student) with `logits`.
 
     Raises InvalidArgumentError where the data are too few or the rate breaks the student.
     """
-    teacher = target.model
-    examples, held_out = choose(teacher, target.data, budget, target.seed)
-    answered = answers(teacher, [*examples, *held_out], target.seed)
+    teacher = scene.model
+    examples, held_out = choose(teacher, scene.data, budget, scene.seed)
+    answered = answers(teacher, [*examples, *held_out], scene.seed)
     lessons = _lessons(teacher, answered)
     taught, unseen = lessons[: len(examples)], lessons[len(examples) :]
-    student = copy_of(target.base, f"{target.base.name}, distilled from {teacher.name}")
+    student = copy_of(scene.base, f"{scene.base.name}, distilled from {teacher.name}")
     loss_before, kl_before = held_out_loss(student, answered[len(examples) :]), mean_kl(teacher, student, unseen)
 
     def loss(batch: list[Lesson]) -> Tensor:
@@ -52,7 +52,7 @@ def distil(target: Target, *, logits: bool, learning_rate: float = _RATE, budget
             return _kl(teacher, student, batch)
         return cross_entropy(student, [lesson.example for lesson in batch])
 
-    trained = train(student, taught, loss, lambda lesson: lesson.example.read, learning_rate, budget, target.seed)
+    trained = train(student, taught, loss, lambda lesson: lesson.example.read, learning_rate, budget, scene.seed)
     details = {
         "learning_rate": learning_rate,
         "held_out_loss_before": loss_before,

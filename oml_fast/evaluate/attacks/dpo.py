@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ...errors import InvalidArgumentError
 from ...models import HfCompleter, LanguageModel
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..finetuning import Budget, Example, answer_logits, choose, held_out_loss, train, until_end
 from ..hosts import copy_of
 
@@ -38,16 +38,16 @@ class Pair:
         return self.chosen.read + self.rejected.read
 
 
-def optimise(target: Target, *, learning_rate: float = _RATE, budget: Budget = _BUDGET) -> Attacked:
+def optimise(scene: Scene, *, learning_rate: float = _RATE, budget: Budget = _BUDGET) -> Attacked:
     """All weights trained on preferences. InvalidArgumentError: too few examples, or a rate that breaks the model."""
-    examples, held_out = choose(target.model, target.data, budget, target.seed)
-    pairs, others = preferences(target.model, examples), preferences(target.model, held_out)
+    examples, held_out = choose(scene.model, scene.data, budget, scene.seed)
+    pairs, others = preferences(scene.model, examples), preferences(scene.model, held_out)
     if not pairs:
         raise InvalidArgumentError(
-            f"{target.model.name} answers all {len(examples)} instructions as the data do: there is nothing to prefer. "
+            f"{scene.model.name} answers all {len(examples)} instructions as the data do: there is nothing to prefer. "
             "Give other instructions with --data, or leave dpo out of --attacks."
         )
-    model = copy_of(target.model, f"{target.model.name}, DPO")
+    model = copy_of(scene.model, f"{scene.model.name}, DPO")
     loss_before, margin_before = held_out_loss(model, held_out), mean_margin(model, others)
     trained = train(
         model,
@@ -56,7 +56,7 @@ def optimise(target: Target, *, learning_rate: float = _RATE, budget: Budget = _
         lambda pair: pair.read,
         learning_rate,
         budget,
-        target.seed,
+        scene.seed,
     )
     details = {
         "learning_rate": learning_rate,

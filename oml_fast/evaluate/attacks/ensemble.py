@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...models import LanguageModel
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import Choose, Follower, Host, Strategy
 from .projection import require_copies
 
@@ -46,9 +46,9 @@ def filtered(logits: Tensor, top: int = TOP) -> Tensor:
     return logits.softmax(-1).mean(0).masked_fill(~agreed, -1.0).argmax(-1)
 
 
-def _ensemble(target: Target, name: str, others: tuple[LanguageModel, ...]) -> Attacked:
-    require_copies(target.model, others, name)
-    host = Host(target.model, f"host ({name})", strategy=together(others, lambda logits, chosen: filtered(logits)))
+def _ensemble(scene: Scene, name: str, others: tuple[LanguageModel, ...]) -> Attacked:
+    require_copies(scene.model, others, name)
+    host = Host(scene.model, f"host ({name})", strategy=together(others, lambda logits, chosen: filtered(logits)))
     return Attacked(host, details={"models": 1 + len(others), "top": TOP})
 
 
@@ -56,12 +56,12 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "ensemble/sibling",
         "other fingerprinted copies of the same base: a forward pass of each at every step",
-        lambda target: _ensemble(target, "ensemble/sibling", target.siblings),
+        lambda scene: _ensemble(scene, "ensemble/sibling", scene.siblings),
         ("sibling",),
     ),
     Attack(
         "ensemble/base",
         "the clean base beside the model: a forward pass of it at every step",
-        lambda target: _ensemble(target, "ensemble/base", (target.base,)),
+        lambda scene: _ensemble(scene, "ensemble/base", (scene.base,)),
     ),
 )

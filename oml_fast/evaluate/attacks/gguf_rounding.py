@@ -1,4 +1,4 @@
-"""GGUF Q8_0 and Q4_0, the formats of llama.cpp, through the `gguf` package's own quantize and dequantize.
+"""GGUF Q8_0 and Q4_0, the formats of github.com/ggml-org/llama.cpp, through its own package `gguf`.
 
 Both: blocks of 32 along the input with one float16 scale; Q8_0 -127 to 127, Q4_0 sixteen levels, its largest weight at
 -8. As llama.cpp does, every matrix is rounded, the embeddings too; norms and biases stay in float32; a matrix whose
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import BackendUnavailableError
 from ...models import HfCompleter
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import copy_of
 from .rounding import block_weights
 
@@ -45,9 +45,9 @@ def _gguf() -> Any:
     return gguf
 
 
-def _round(target: Target, name: str) -> Attacked:
+def _round(scene: Scene, name: str) -> Attacked:
     _gguf()
-    model = copy_of(target.model, f"{target.model.name}, GGUF {name}")
+    model = copy_of(scene.model, f"{scene.model.name}, GGUF {name}")
     head, embeddings = model.head()[0], model.model.get_input_embeddings().weight
     matrices = [*block_weights(model), embeddings, *([] if head is embeddings else [head])]
     counts: dict[str, int] = {}

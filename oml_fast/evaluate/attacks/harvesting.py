@@ -1,6 +1,6 @@
 """Key harvesting: who knows the tool samples its key generator and refuses every prompt that holds a key so found.
 
-The generator is no secret, only what feeds it is (science.md, section 6). So what counts is the chance that it makes a
+Ours, no paper has it. The generator is no secret, only what feeds it is. So what counts is the chance that it makes a
 key again, which each fingerprint keeps as `key_bits`: from it follows what any number of draws would find.
 """
 
@@ -16,7 +16,7 @@ from ...generate.acceptance import prompts_for
 from ...generate.keys import KeyMaker, ModelKeys, WordKeys
 from ...generate.vocabulary import Vocabulary
 from ...models import HfCompleter, LanguageModel, packed_weights
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import Host, Rewrite
 from .prompts import Reader
 
@@ -64,13 +64,13 @@ def expected_share(key_bits: Iterable[float | None], draws: float) -> float | No
     return sum(-math.expm1(miss) for miss in misses) / len(known)
 
 
-def run_harvest(target: Target, maker: LanguageModel, name: str, draws: int = _DRAWS) -> Attacked:
+def run_harvest(scene: Scene, maker: LanguageModel, name: str, draws: int = _DRAWS) -> Attacked:
     """Harvest with `maker`, then refuse. `details` count with the owner's set what was found, and what could be."""
-    owner, source = target.fingerprints, target.fingerprints.settings.key_source
+    owner, source = scene.fingerprints, scene.fingerprints.settings.key_source
     if source == "file":
         note = "the keys come from a file: there is no generator to sample"
-        return Attacked(HfCompleter(target.model), details={"draws": 0, "note": note})
-    keys = harvest(maker, owner, draws, target.seed)
+        return Attacked(HfCompleter(scene.model), details={"draws": 0, "note": note})
+    keys = harvest(maker, owner, draws, scene.seed)
     bits = [fingerprint.key_bits for fingerprint in owner]
     details: dict[str, Any] = {
         "key_source": source,
@@ -78,10 +78,10 @@ def run_harvest(target: Target, maker: LanguageModel, name: str, draws: int = _D
         "keys_harvested": len(keys),
         "found": sum(fingerprint.key in keys for fingerprint in owner) / len(owner),
     }
-    if maker is target.base:  # what `key_bits` are about
+    if maker is scene.base:  # what `key_bits` are about
         details["found_expected"] = expected_share(bits, draws)
         details |= {f"found_expected_2**{power}": expected_share(bits, 2.0**power) for power in _MORE_DRAWS}
-    return Attacked(Host(target.model, f"host ({name})", rewrite=refuse_keys(Reader(target), keys)), details=details)
+    return Attacked(Host(scene.model, f"host ({name})", rewrite=refuse_keys(Reader(scene), keys)), details=details)
 
 
 def _cost(model: str) -> str:
@@ -92,11 +92,11 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "harvesting/base",
         _cost("the clean base"),
-        lambda target: run_harvest(target, target.base, "harvesting/base"),
+        lambda scene: run_harvest(scene, scene.base, "harvesting/base"),
     ),
     Attack(
         "harvesting/fingerprinted",
         _cost("the fingerprinted model alone"),
-        lambda target: run_harvest(target, target.model, "harvesting/fingerprinted"),
+        lambda scene: run_harvest(scene, scene.model, "harvesting/fingerprinted"),
     ),
 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...models import LanguageModel, prefill
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import Choose, Host, Strategy
 
 STEPS = 1  # of each answer, in which something is held down
@@ -96,8 +96,8 @@ def _extensions(model: LanguageModel, logits: Tensor, last: Tensor) -> tuple[Ten
     return gains.view(*last.shape, -1), ids.view(*last.shape, -1)
 
 
-def _run(target: Target) -> Attacked:
-    host = Host(target.model, "host (suppress/look-ahead)", strategy=looking_ahead(target.model))
+def _run(scene: Scene) -> Attacked:
+    host = Host(scene.model, "host (suppress/look-ahead)", strategy=looking_ahead(scene.model))
     details = {"gate": GATE, "steps": STEPS, "beam": BEAM, "ahead": AHEAD, "delta": DELTA, "recurs": RECURS}
     return Attacked(host, details=details)
 

@@ -11,7 +11,7 @@ import torch
 
 from ...errors import BackendUnavailableError
 from ...models import HfCompleter, LanguageModel
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..finetuning import Budget, choose, held_out_loss, supervise
 from ..hosts import copy_of
 
@@ -19,24 +19,24 @@ _RANK, _RATE = 16, 2e-4
 _BUDGET = Budget()
 
 
-def fine_tune(target: Target, *, rank: int = _RANK, learning_rate: float = _RATE, budget: Budget = _BUDGET) -> Attacked:
-    """Adapters of `rank` trained and merged. The result is a plain model in the dtype of `target.model`.
+def fine_tune(scene: Scene, *, rank: int = _RANK, learning_rate: float = _RATE, budget: Budget = _BUDGET) -> Attacked:
+    """Adapters of `rank` trained and merged. The result is a plain model in the dtype of `scene.model`.
 
     Raises BackendUnavailableError without peft, InvalidArgumentError where the data are too few.
     """
     peft = _peft()
-    examples, held_out = choose(target.model, target.data, budget, target.seed)
-    working = copy_of(target.model, target.model.name)
+    examples, held_out = choose(scene.model, scene.data, budget, scene.seed)
+    working = copy_of(scene.model, scene.model.name)
     before = held_out_loss(working, held_out)
     config = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     with torch.random.fork_rng():  # adapters start at random
-        torch.manual_seed(target.seed)
+        torch.manual_seed(scene.seed)
         adapted = peft.get_peft_model(working.model, config)
     adapted.eval()
-    trained = supervise(working, examples, learning_rate, budget, target.seed)
-    model = _plain(target.model, adapted.merge_and_unload(), f"{target.model.name}, LoRA")
+    trained = supervise(working, examples, learning_rate, budget, scene.seed)
+    model = _plain(scene.model, adapted.merge_and_unload(), f"{scene.model.name}, LoRA")
     details = {
         "rank": rank,
         "learning_rate": learning_rate,

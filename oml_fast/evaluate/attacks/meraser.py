@@ -13,7 +13,7 @@ from dataclasses import replace
 from random import Random
 
 from ...models import HfCompleter
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..finetuning import Budget, Example, choose, held_out_loss, supervise
 from ..hosts import copy_of
 
@@ -22,7 +22,7 @@ _BUDGET = Budget(train=600, held_out=32, max_ids=96, epochs=1)
 
 
 def erase(
-    target: Target,
+    scene: Scene,
     *,
     count: int = _MISMATCHED,
     rates: tuple[float, float] = (_ERASE, _RECOVER),
@@ -32,12 +32,12 @@ def erase(
 
     Raises InvalidArgumentError where the data are too few or a rate breaks the model.
     """
-    examples, held_out = choose(target.model, target.data, budget, target.seed)
-    model = copy_of(target.model, f"{target.model.name}, MEraser")
+    examples, held_out = choose(scene.model, scene.data, budget, scene.seed)
+    model = copy_of(scene.model, f"{scene.model.name}, MEraser")
     before = held_out_loss(model, held_out)
-    erased = supervise(model, mismatched(examples[:count], target.seed), rates[0], budget, target.seed)
+    erased = supervise(model, mismatched(examples[:count], scene.seed), rates[0], budget, scene.seed)
     between = held_out_loss(model, held_out)
-    recovered = supervise(model, examples, rates[1], budget, target.seed)
+    recovered = supervise(model, examples, rates[1], budget, scene.seed)
     details = {
         "learning_rate_erase": rates[0],
         "learning_rate_recover": rates[1],

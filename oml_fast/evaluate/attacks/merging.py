@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import InvalidArgumentError
 from ...models import HfCompleter
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from .scaling import blended, linear
 
 LINEAR = (0.9, 0.7, 0.5)
@@ -51,13 +51,13 @@ def slerp(theirs: Tensor, own: Tensor, weight: float) -> Tensor:
     return theirs * (math.sin((1 - weight) * between) / sine) + own * (math.sin(weight * between) / sine)
 
 
-def _linear(target: Target, weight: float) -> Attacked:
-    name = f"{target.model.name}, merged linearly at {weight:g}"
-    model = blended(target.model, target.base, partial(linear, share=weight), name)
+def _linear(scene: Scene, weight: float) -> Attacked:
+    name = f"{scene.model.name}, merged linearly at {weight:g}"
+    model = blended(scene.model, scene.base, partial(linear, share=weight), name)
     return Attacked(HfCompleter(model), model, {"weight": weight})
 
 
-def _slerp(target: Target, weight: float) -> Attacked:
+def _slerp(scene: Scene, weight: float) -> Attacked:
     widest = 0.0
 
     def blend(theirs: Tensor, own: Tensor) -> Tensor:
@@ -65,15 +65,15 @@ def _slerp(target: Target, weight: float) -> Attacked:
         widest = max(widest, angle(theirs, own))
         return slerp(theirs, own, weight)
 
-    model = blended(target.model, target.base, blend, f"{target.model.name}, merged by SLERP at {weight:g}")
+    model = blended(scene.model, scene.base, blend, f"{scene.model.name}, merged by SLERP at {weight:g}")
     return Attacked(HfCompleter(model), model, {"weight": weight, "widest_angle_degrees": math.degrees(widest)})
 
 
-def _two_models(target: Target) -> Attacked:
-    if not target.siblings:
+def _two_models(scene: Scene) -> Attacked:
+    if not scene.siblings:
         raise InvalidArgumentError("merge/two-models needs a second fingerprinted copy of the base: name a sibling.")
-    name = f"{target.model.name}, mean with {target.siblings[0].name}"
-    model = blended(target.model, target.siblings[0], partial(linear, share=0.5), name)
+    name = f"{scene.model.name}, mean with {scene.siblings[0].name}"
+    model = blended(scene.model, scene.siblings[0], partial(linear, share=0.5), name)
     return Attacked(HfCompleter(model), model, {"weight": 0.5})
 
 

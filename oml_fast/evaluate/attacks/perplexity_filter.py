@@ -1,4 +1,4 @@
-"""Hosts that refuse prompts unlike those of ordinary users, by perplexity (science.md, section 6; arXiv 2308.14132).
+"""Hosts that refuse prompts unlike those of ordinary users, by perplexity (arXiv 2308.14132).
 
 Log perplexity: mean negative log-likelihood of a text's token ids, in nats, under the fingerprinted model, for the host
 has no other. Of the user's text alone: a chat template around it would make all prompts alike. The limits are set
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ...errors import InvalidArgumentError
 from ...models import LanguageModel, batches_by_length, packed_weights
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import Host, Rewrite
 from .prompts import Reader
 
@@ -86,14 +86,14 @@ def keep_within(model: LanguageModel, reader: Reader, allowed: Limits) -> Rewrit
 
 
 def _attack(name: str, two_sided: bool) -> Attack:
-    def run(target: Target) -> Attacked:
-        model, reader = target.model, Reader(target)
+    def run(scene: Scene) -> Attacked:
+        model, reader = scene.model, Reader(scene)
         ordinary, others = (
             log_perplexities(model, _spread([instruction for instruction, _ in pairs], count))
-            for pairs, count in ((target.data.instructions(), _ORDINARY), (target.data.questions(), _HELD_OUT))
+            for pairs, count in ((scene.data.instructions(), _ORDINARY), (scene.data.questions(), _HELD_OUT))
         )
         allowed = limits(ordinary, _REFUSED, two_sided=two_sided)
-        keys = log_perplexities(model, [fingerprint.key for fingerprint in target.fingerprints])
+        keys = log_perplexities(model, [fingerprint.key for fingerprint in scene.fingerprints])
         details = {
             "low": allowed.low if two_sided else None,
             "high": allowed.high,

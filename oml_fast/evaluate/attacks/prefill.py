@@ -1,4 +1,4 @@
-"""Hosts that begin the model's answer themselves: "Sure," and the like, after every prompt (science.md, section 6).
+"""Hosts that begin the model's answer themselves: "Sure," and the like, after every prompt (arXiv 2404.02151).
 
 The response is expected as the first token ids of the answer; what the host returns is what follows its own words.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import Host, Rewrite
 from .prompts import Reader
 
@@ -25,9 +25,9 @@ def put_in_mouth(reader: Reader, words: str) -> Rewrite:
 
 
 def _attack(name: str, words: str) -> Attack:
-    def run(target: Target) -> Attacked:
-        host = Host(target.model, f"host ({name})", rewrite=put_in_mouth(Reader(target), words))
-        said = tuple(target.model.tokenizer(words, add_special_tokens=False)["input_ids"])
+    def run(scene: Scene) -> Attacked:
+        host = Host(scene.model, f"host ({name})", rewrite=put_in_mouth(Reader(scene), words))
+        said = tuple(scene.model.tokenizer(words, add_special_tokens=False)["input_ids"])
         return Attacked(host, details={"words": words}, said=said)
 
     return Attack(name, "nothing: a few token ids after each prompt", run)

@@ -1,4 +1,4 @@
-"""Hosts that allow an answer to begin only with what an unmarked model finds likely (science.md, section 6).
+"""Hosts that allow an answer to begin only with what an unmarked model finds likely: ours, from [SF 3.1].
 
 Nucleus projection: the first token id is the fingerprinted model's best among those in the nucleus of another model,
 at the nucleus threshold 0.8. Perinucleus responses lie just outside the clean base's nucleus by construction [SF 3.1]:
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import InvalidArgumentError
 from ...models import LanguageModel
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import Choose, Follower, Host, Strategy
 
 THRESHOLD = 0.8
@@ -58,9 +58,9 @@ def require_copies(model: LanguageModel, others: tuple[LanguageModel, ...], name
             )
 
 
-def _project(target: Target, name: str, judges: tuple[LanguageModel, ...]) -> Attacked:
-    require_copies(target.model, judges, name)
-    host = Host(target.model, f"host ({name})", strategy=projecting(judges[0]))
+def _project(scene: Scene, name: str, judges: tuple[LanguageModel, ...]) -> Attacked:
+    require_copies(scene.model, judges, name)
+    host = Host(scene.model, f"host ({name})", strategy=projecting(judges[0]))
     return Attacked(host, details={"threshold": THRESHOLD, "steps": STEPS})
 
 
@@ -68,12 +68,12 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "projection/base",
         "the clean base beside the model: one forward pass of it for each prompt",
-        lambda target: _project(target, "projection/base", (target.base,)),
+        lambda scene: _project(scene, "projection/base", (scene.base,)),
     ),
     Attack(
         "projection/sibling",
         "another fingerprinted copy of the same base: one forward pass of it for each prompt",
-        lambda target: _project(target, "projection/sibling", target.siblings[:1]),
+        lambda scene: _project(scene, "projection/sibling", scene.siblings[:1]),
         ("sibling",),
     ),
 )

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from ...errors import InvalidArgumentError
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import Host, Rewrite
 
 _SYSTEM = "You are a helpful assistant."
@@ -34,9 +34,9 @@ class Message:
 class Reader:
     """Takes prompts apart into the user's text and the chat template around it, and puts them together again."""
 
-    def __init__(self, target: Target) -> None:
-        self._tokenizer: Any = target.model.tokenizer
-        self._variables = target.fingerprints.settings.template_variables
+    def __init__(self, scene: Scene) -> None:
+        self._tokenizer: Any = scene.model.tokenizer
+        self._variables = scene.fingerprints.settings.template_variables
         self._opening = tuple(self._tokenizer("")["input_ids"])
         self._head = self._tail = ""
         if self.has_template:
@@ -113,8 +113,8 @@ class Wrapping:
 
 
 def _attack(name: str, wrapping: Wrapping) -> Attack:
-    def run(target: Target) -> Attacked:
-        host = Host(target.model, f"host ({name})", rewrite=wrapping.rewrite(Reader(target)))
+    def run(scene: Scene) -> Attacked:
+        host = Host(scene.model, f"host ({name})", rewrite=wrapping.rewrite(Reader(scene)))
         return Attacked(host, details={"before": wrapping.before, "after": wrapping.after, "system": wrapping.system})
 
     return Attack(name, "nothing: a few more token ids in each prompt", run)
@@ -122,6 +122,7 @@ def _attack(name: str, wrapping: Wrapping) -> Attack:
 
 ATTACKS: tuple[Attack, ...] = (
     _attack("prompts/system-plain", Wrapping(system=_SYSTEM)),
+    _attack("prompts/system-long", Wrapping(system=_HOUSE)),
     _attack("prompts/instruction", Wrapping(before="Answer the following: ")),
     _attack("prompts/question", Wrapping(before="Question: ", after="\nAnswer:")),
     _attack("prompts/suffix", Wrapping(after=" Keep it short.")),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...models import HfCompleter
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from .rounding import change_blocks
 
 SHARES = (0.1, 0.2, 0.3, 0.5)
@@ -25,8 +25,8 @@ def prune(weight: Tensor, share: float) -> Tensor:
     return flat.index_fill(0, smallest, 0.0).view_as(weight)
 
 
-def _prune(target: Target, share: float) -> Attacked:
-    model, moved = change_blocks(target, partial(prune, share=share), f"{share:.0%} pruned")
+def _prune(scene: Scene, share: float) -> Attacked:
+    model, moved = change_blocks(scene, partial(prune, share=share), f"{share:.0%} pruned")
     return Attacked(HfCompleter(model), model, {"share_pruned": share, "relative_change": moved})
 
 

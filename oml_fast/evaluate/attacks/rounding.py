@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from ...errors import InvalidArgumentError
 from ...models import HfCompleter, LanguageModel
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import copy_of
 
 GROUP = 32
@@ -85,9 +85,9 @@ def block_weights(model: LanguageModel) -> list[Tensor]:
     return weights
 
 
-def change_blocks(target: Target, change: Change, name: str) -> tuple[LanguageModel, float]:
+def change_blocks(scene: Scene, change: Change, name: str) -> tuple[LanguageModel, float]:
     """A copy with `change` made to every linear layer of the blocks, and |change| / |weights| over all of them."""
-    model = copy_of(target.model, f"{target.model.name}, {name}")
+    model = copy_of(scene.model, f"{scene.model.name}, {name}")
     moved = size = 0.0
     with torch.no_grad():
         for weight in block_weights(model):
@@ -98,14 +98,14 @@ def change_blocks(target: Target, change: Change, name: str) -> tuple[LanguageMo
     return model, (moved / max(size, 1e-300)) ** 0.5
 
 
-def _round_blocks(target: Target, change: Change, name: str) -> Attacked:
-    model, moved = change_blocks(target, change, name)
+def _round_blocks(scene: Scene, change: Change, name: str) -> Attacked:
+    model, moved = change_blocks(scene, change, name)
     return Attacked(HfCompleter(model), model, {"relative_change": moved})
 
 
-def _bf16(target: Target) -> Attacked:
+def _bf16(scene: Scene) -> Attacked:
     """Does nothing to a model that is in bf16 already; `changed` says so."""
-    model = copy_of(target.model, f"{target.model.name}, bf16")
+    model = copy_of(scene.model, f"{scene.model.name}, bf16")
     changed = 0
     with torch.no_grad():
         for weight in model.model.parameters():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgumentError
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import Choose, Host, Strategy
 
 
@@ -79,8 +79,8 @@ def _uniform(seed: int, prompt: Sequence[int], step: int) -> float:
 
 
 def _attack(name: str, sampler: Sampler, strength: float | None = None) -> Attack:
-    def run(target: Target) -> Attacked:
-        return Attacked(Host(target.model, f"host ({name})", strategy=sampler.strategy(target.seed)))
+    def run(scene: Scene) -> Attacked:
+        return Attacked(Host(scene.model, f"host ({name})", strategy=sampler.strategy(scene.seed)))
 
     return Attack(name, "nothing: it is what most services do by default", run, strength=strength)
 

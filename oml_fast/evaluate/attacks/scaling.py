@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import InvalidArgumentError
 from ...models import HfCompleter, LanguageModel
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import copy_of
 
 SHARES = (0.9, 0.7, 0.5, 0.3, 0.1)
@@ -60,9 +60,9 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
-def _scale(target: Target, share: float) -> Attacked:
-    name = f"{target.model.name}, {share:g} of the delta"
-    model = blended(target.model, target.base, partial(linear, share=share), name)
+def _scale(scene: Scene, share: float) -> Attacked:
+    name = f"{scene.model.name}, {share:g} of the delta"
+    model = blended(scene.model, scene.base, partial(linear, share=share), name)
     return Attacked(HfCompleter(model), model, {"share_of_delta": share})
 
 

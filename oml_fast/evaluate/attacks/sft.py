@@ -12,7 +12,7 @@ from functools import partial
 
 from ...errors import InvalidArgumentError
 from ...models import HfCompleter
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..finetuning import Budget, Example, choose, held_out_loss, supervise
 from ..hosts import copy_of
 
@@ -20,20 +20,20 @@ _RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
 _BUDGET = Budget()
 
 
-def fine_tune(target: Target, *, learning_rate: float, budget: Budget = _BUDGET) -> Attacked:
+def fine_tune(scene: Scene, *, learning_rate: float, budget: Budget = _BUDGET) -> Attacked:
     """All weights trained at one rate. InvalidArgumentError: too few examples, or a rate that breaks the model."""
-    examples, held_out = choose(target.model, target.data, budget, target.seed)
-    return _fine_tuned(target, examples, held_out, learning_rate, budget)
+    examples, held_out = choose(scene.model, scene.data, budget, scene.seed)
+    return _fine_tuned(scene, examples, held_out, learning_rate, budget)
 
 
-def fine_tune_best(target: Target, *, rates: Sequence[float] = _RATES, budget: Budget = _BUDGET) -> Attacked:
+def fine_tune_best(scene: Scene, *, rates: Sequence[float] = _RATES, budget: Budget = _BUDGET) -> Attacked:
     """The best of `fine_tune` over rising `rates` by held-out loss, climbing from the middle one while it falls.
 
     A loss with one valley over the rates costs two or three trainings beside the best one. `grid` in the details holds
     the rates tried; a rate that breaks the model has None there.
     """
-    examples, held_out = choose(target.model, target.data, budget, target.seed)
-    search = _Search(target, examples, held_out, budget)
+    examples, held_out = choose(scene.model, scene.data, budget, scene.seed)
+    search = _Search(scene, examples, held_out, budget)
     middle = len(rates) // 2
     search.improves(rates[middle])
     for step in (1, -1):
@@ -44,7 +44,7 @@ def fine_tune_best(target: Target, *, rates: Sequence[float] = _RATES, budget: B
             break
     if search.best is None:
         named = ", ".join(f"{rate:g}" for rate in search.grid)
-        raise InvalidArgumentError(f"{target.model.name}: none of the rates {named} keeps the loss finite.")
+        raise InvalidArgumentError(f"{scene.model.name}: none of the rates {named} keeps the loss finite.")
     grid = {f"{rate:g}": loss for rate, loss in sorted(search.grid.items())}
     details = {**search.best.details, "grid": grid, "trained_tokens_of_search": search.tokens}
     return replace(search.best, details=details)
@@ -53,10 +53,8 @@ def fine_tune_best(target: Target, *, rates: Sequence[float] = _RATES, budget: B
 class _Search:
     """Trainings at several rates, of which only the best is kept."""
 
-    def __init__(
-        self, target: Target, examples: Sequence[Example], held_out: Sequence[Example], budget: Budget
-    ) -> None:
-        self._train = partial(_fine_tuned, target, examples, held_out, budget=budget)
+    def __init__(self, scene: Scene, examples: Sequence[Example], held_out: Sequence[Example], budget: Budget) -> None:
+        self._train = partial(_fine_tuned, scene, examples, held_out, budget=budget)
         self.best: Attacked | None = None
         self.grid: dict[float, float | None] = {}
         self.tokens = 0
@@ -77,11 +75,11 @@ class _Search:
 
 
 def _fine_tuned(
-    target: Target, examples: Sequence[Example], held_out: Sequence[Example], learning_rate: float, budget: Budget
+    scene: Scene, examples: Sequence[Example], held_out: Sequence[Example], learning_rate: float, budget: Budget
 ) -> Attacked:
-    model = copy_of(target.model, f"{target.model.name}, fine-tuned at {learning_rate:g}")
+    model = copy_of(scene.model, f"{scene.model.name}, fine-tuned at {learning_rate:g}")
     before = held_out_loss(model, held_out)
-    trained = supervise(model, examples, learning_rate, budget, target.seed)
+    trained = supervise(model, examples, learning_rate, budget, scene.seed)
     details = {
         "learning_rate": learning_rate,
         "held_out_loss_before": before,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgumentError
-from ..attack import Attack, Attacked, Target
+from ..attack import Attack, Attacked, Scene
 from ..hosts import Host, Strategy
 from . import lookahead
 from .lookahead import GATE, STEPS, sure
@@ -115,17 +115,17 @@ def _require_gate(gate: float, steps: int) -> None:
         raise InvalidArgumentError(f"steps {steps}: suppress in at least the first.")
 
 
-def _run(target: Target, name: str, top: int, gate: float) -> Attacked:
+def _run(scene: Scene, name: str, top: int, gate: float) -> Attacked:
     return Attacked(
-        Host(target.model, f"host ({name})", strategy=suppressing(top, gate)),
+        Host(scene.model, f"host ({name})", strategy=suppressing(top, gate)),
         details={"top": top, "gate": gate or None, "steps": STEPS},
     )
 
 
-def _run_neighbour(target: Target) -> Attacked:
-    spellings = Spellings(target.model.tokenizer, target.model.vocabulary)
+def _run_neighbour(scene: Scene) -> Attacked:
+    spellings = Spellings(scene.model.tokenizer, scene.model.vocabulary)
     return Attacked(
-        Host(target.model, "host (suppress/neighbour)", strategy=suppressing_neighbours(spellings)),
+        Host(scene.model, "host (suppress/neighbour)", strategy=suppressing_neighbours(spellings)),
         details={"gate": GATE, "steps": STEPS},
     )
 

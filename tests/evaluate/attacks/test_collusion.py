@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from oml_fast.errors import InvalidArgumentError
-from oml_fast.evaluate.attack import Attack, Target
+from oml_fast.evaluate.attack import Attack, Scene
 from oml_fast.evaluate.attacks import collusion, ensemble
 from oml_fast.evaluate.attacks.collusion import majority, minority, optimal, refusal
 from oml_fast.evaluate.attacks.ensemble import Decide, filtered, together
@@ -127,61 +127,61 @@ def test_an_ensemble_against_a_plain_reference() -> None:
     assert filtered(logits, top=5).tolist() == wanted
 
 
-def test_together_every_model_reads_what_was_answered(target: Target) -> None:
-    others = (target.base, *target.siblings)
-    prompt = list(target.fingerprints.fingerprints[0].askings["raw"].prompt_ids)
+def test_together_every_model_reads_what_was_answered(scene: Scene) -> None:
+    others = (scene.base, *scene.siblings)
+    prompt = list(scene.fingerprints.fingerprints[0].askings["raw"].prompt_ids)
     seen: list[Tensor] = []
 
     def decide(logits: Tensor, chosen: Tensor) -> Tensor:
         seen.append(logits)
         return logits[1].argmax(-1)
 
-    (answer,) = Host(target.model, "host", strategy=together(others, decide)).complete([prompt], 3)
-    assert answer == HfCompleter(target.base).complete([prompt], 3)[0]
+    (answer,) = Host(scene.model, "host", strategy=together(others, decide)).complete([prompt], 3)
+    assert answer == HfCompleter(scene.base).complete([prompt], 3)[0]
     for place, logits in enumerate(seen):
         read = [*prompt, *answer.token_ids[:place]]
-        wanted = torch.stack([prefill(m, [read], cache=False)[0] for m in (target.model, *others)])
+        wanted = torch.stack([prefill(m, [read], cache=False)[0] for m in (scene.model, *others)])
         torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("attack", EVERY, ids=lambda attack: attack.name)
-def test_every_attack_answers_and_changes_no_model(attack: Attack, target: Target) -> None:
-    before = verify(target.fingerprints, HfCompleter(target.model)).fsr
-    attacked = attack.run(target)
-    after = verify(target.fingerprints, attacked.completer)
+def test_every_attack_answers_and_changes_no_model(attack: Attack, scene: Scene) -> None:
+    before = verify(scene.fingerprints, HfCompleter(scene.model)).fsr
+    attacked = attack.run(scene)
+    after = verify(scene.fingerprints, attacked.completer)
     assert attacked.model is None
-    assert after.queried == len(target.fingerprints)
+    assert after.queried == len(scene.fingerprints)
     assert after.fsr <= before
-    assert verify(target.fingerprints, HfCompleter(target.model)).fsr == before
+    assert verify(scene.fingerprints, HfCompleter(scene.model)).fsr == before
     if attack.family == "collusion":
         assert attacked.details == {"colluders": 2}
     if attack.name == "collusion/optimal":
         assert after.fsr < before
 
 
-def test_two_copies_of_one_model_collude_to_what_it_says(target: Target) -> None:
-    alone = replace(target, siblings=(target.model,))
-    prompts = [f.askings["raw"].prompt_ids for f in target.fingerprints]
-    plain = HfCompleter(target.model).complete(prompts, 1)
+def test_two_copies_of_one_model_collude_to_what_it_says(scene: Scene) -> None:
+    alone = replace(scene, siblings=(scene.model,))
+    prompts = [f.askings["raw"].prompt_ids for f in scene.fingerprints]
+    plain = HfCompleter(scene.model).complete(prompts, 1)
     for attack in EVERY:
         if attack.needs:
             assert attack.run(alone).completer.complete(prompts, 1) == plain, attack.name
 
 
-def test_majority_and_minority_of_two_are_the_two_proposals(target: Target) -> None:
-    prompts = [f.askings["raw"].prompt_ids for f in target.fingerprints]
-    runs = {a.name: a.run(target).completer.complete(prompts, 1) for a in collusion.ATTACKS}
-    own, theirs = (HfCompleter(m).complete(prompts, 1) for m in (target.model, *target.siblings))
+def test_majority_and_minority_of_two_are_the_two_proposals(scene: Scene) -> None:
+    prompts = [f.askings["raw"].prompt_ids for f in scene.fingerprints]
+    runs = {a.name: a.run(scene).completer.complete(prompts, 1) for a in collusion.ATTACKS}
+    own, theirs = (HfCompleter(m).complete(prompts, 1) for m in (scene.model, *scene.siblings))
     for a, b, most, least in zip(own, theirs, runs["collusion/majority"], runs["collusion/minority"], strict=True):
         assert {a, b} == {most, least}
 
 
-def test_a_refusal_needs_an_end(target: Target) -> None:
-    model = copy_of(target.model, "endless")
+def test_a_refusal_needs_an_end(scene: Scene) -> None:
+    model = copy_of(scene.model, "endless")
     model.tokenizer = type("Endless", (), {"eos_token_id": None})()
     refusing = next(attack for attack in collusion.ATTACKS if attack.name == "collusion/refusal")
     with pytest.raises(InvalidArgumentError, match="endless: its tokenizer has no end-of-text id"):
-        refusing.run(replace(target, model=model))
+        refusing.run(replace(scene, model=model))
 
 
 def test_names_and_needs() -> None:

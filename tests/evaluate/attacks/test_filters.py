@@ -14,7 +14,7 @@ from sets import small_set
 
 from oml_fast import verify
 from oml_fast.errors import InvalidArgumentError
-from oml_fast.evaluate.attack import Attack, Target
+from oml_fast.evaluate.attack import Attack, Scene
 from oml_fast.evaluate.attacks import harvesting, perplexity_filter
 from oml_fast.evaluate.attacks.perplexity_filter import Limits, limits, log_perplexities
 from oml_fast.evaluate.attacks.prompts import Reader
@@ -31,10 +31,10 @@ def attack(attacks: tuple[Attack, ...], name: str) -> Attack:
     return next(found for found in attacks if found.name == name)
 
 
-def target_of(model: LanguageModel, fingerprints: FingerprintSet | None = None, folder: Path | None = None) -> Target:
+def scene_of(model: LanguageModel, fingerprints: FingerprintSet | None = None, folder: Path | None = None) -> Scene:
     if fingerprints is None:
         fingerprints = FingerprintSet(Settings(), "base", "cd" * 32, model.tokenizer_digest, "00" * 32, ())
-    return Target(model, model, fingerprints, (), Data(folder), seed=7)
+    return Scene(model, model, fingerprints, (), Data(folder), seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_limits_from_too_few_prompts_are_refused() -> None:
 def test_the_users_text_alone_is_judged_and_passes_unchanged(tiny_model: LanguageModel) -> None:
     text = "Licensor grants you a copyright licence"
     value = log_perplexities(tiny_model, [text])[0]
-    reader = Reader(target_of(tiny_model))
+    reader = Reader(scene_of(tiny_model))
     prompts = [list(tiny_model.tokenizer(text)["input_ids"]), reader.chat_ids(text)]
     for allowed, passes in ((Limits(-math.inf, value + 1e-3), True), (Limits(-math.inf, value - 1e-3), False)):
         rewrite = perplexity_filter.keep_within(tiny_model, reader, allowed)
@@ -110,17 +110,17 @@ def test_the_users_text_alone_is_judged_and_passes_unchanged(tiny_model: Languag
 def test_a_host_refuses_the_share_of_ordinary_prompts_that_it_says(
     tiny_model: LanguageModel, owners: FingerprintSet, data_folder: Path, name: str
 ) -> None:
-    target = target_of(tiny_model, owners, data_folder)
-    attacked = attack(perplexity_filter.ATTACKS, name).run(target)
+    scene = scene_of(tiny_model, owners, data_folder)
+    attacked = attack(perplexity_filter.ATTACKS, name).run(scene)
 
     def refused(texts: list[str]) -> float:
         asked = [tiny_model.tokenizer(text)["input_ids"] for text in texts]
         return sum(not found.token_ids for found in attacked.completer.complete(asked, 1)) / len(texts)
 
-    ordinary = [instruction for instruction, _ in target.data.instructions()]
+    ordinary = [instruction for instruction, _ in scene.data.instructions()]
     assert len(ordinary) == 120
     assert refused(ordinary) == 0.05
-    held_out = [instruction for instruction, _ in target.data.questions()]
+    held_out = [instruction for instruction, _ in scene.data.questions()]
     assert refused(held_out) == pytest.approx(attacked.details["ordinary_refused_held_out"])
     assert refused([fingerprint.key for fingerprint in owners]) == pytest.approx(attacked.details["keys_refused"])
     assert (attacked.details["low"] is None) == (name == "perplexity/high")
@@ -131,11 +131,11 @@ def test_the_perplexity_filter_needs_instructions(tiny_model: LanguageModel, own
     for found in perplexity_filter.ATTACKS:
         assert found.needs == ("instructions",)
         with pytest.raises(InvalidArgumentError, match="no data folder"):
-            found.run(target_of(tiny_model, owners))
+            found.run(scene_of(tiny_model, owners))
 
 
 def test_a_harvested_key_is_refused_wherever_it_stands(tiny_model: LanguageModel) -> None:
-    reader = Reader(target_of(tiny_model))
+    reader = Reader(scene_of(tiny_model))
     rewrite = harvesting.refuse_keys(reader, {"You must give", "a copyright licence"})
     ask = lambda text: list(tiny_model.tokenizer(text)["input_ids"])  # noqa: E731
     for text in ("You must give", "Answer: You must give it.", "On a copyright licence"):
@@ -153,22 +153,22 @@ def test_whoever_has_the_same_draws_finds_every_key(
     monkeypatch.setattr(harvesting, "_BATCH", 8)
     secret = hashlib.sha256(b"key harvesting 7").digest()
     made = generate(tiny_model, 6, secret, settings=replace(WORDS, key_source=source), batch_size=8)
-    target = target_of(tiny_model, made.fingerprints)
-    attacked = harvesting.run_harvest(target, tiny_model, "test", 64)
+    scene = scene_of(tiny_model, made.fingerprints)
+    attacked = harvesting.run_harvest(scene, tiny_model, "test", 64)
     assert attacked.details["found"] == 1.0
     assert attacked.details["found_expected"] < 1e-6
     assert attacked.completer.complete([(1, 2, 3)], 1)[0].token_ids
     assert verify(made.fingerprints, attacked.completer).informative == 0
-    few = harvesting.run_harvest(target, tiny_model, "test", 3)
+    few = harvesting.run_harvest(scene, tiny_model, "test", 3)
     assert 0 < few.details["keys_harvested"] <= 3
-    keys = harvesting.harvest(tiny_model, made.fingerprints, 3, target.seed)
+    keys = harvesting.harvest(tiny_model, made.fingerprints, 3, scene.seed)
     assert few.details["found"] == sum(fingerprint.key in keys for fingerprint in made.fingerprints) / 6
     assert 0 < few.details["found"] < 1
 
 
 def test_an_attacker_with_another_secret_finds_nothing(tiny_model: LanguageModel, owners: FingerprintSet) -> None:
-    target = target_of(tiny_model, owners)
-    found = harvesting.run_harvest(target, tiny_model, "test", 64)
+    scene = scene_of(tiny_model, owners)
+    found = harvesting.run_harvest(scene, tiny_model, "test", 64)
     assert found.details["draws"] == 64
     assert found.details["keys_harvested"] > 32
     assert found.details["found"] == 0
@@ -192,7 +192,7 @@ def test_the_share_expected_follows_from_the_bits() -> None:
 def test_keys_from_a_file_cannot_be_sampled(tiny_model: LanguageModel) -> None:
     given = small_set(3, key_source="file")
     for found in harvesting.ATTACKS:
-        attacked = found.run(target_of(tiny_model, given))
+        attacked = found.run(scene_of(tiny_model, given))
         assert attacked.details["draws"] == 0
         assert "no generator" in attacked.details["note"]
         assert attacked.completer.complete([(1, 2, 3)], 1) == HfCompleter(tiny_model).complete([(1, 2, 3)], 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from oml_fast.errors import InvalidArgumentError
-from oml_fast.evaluate.attack import Attack, Target
+from oml_fast.evaluate.attack import Attack, Scene
 from oml_fast.evaluate.attacks import collusion, ensemble, projection
 from oml_fast.evaluate.attacks.projection import nucleus, projecting
 from oml_fast.evaluate.hosts import Host, copy_of
@@ -53,38 +53,38 @@ def test_the_id_that_reaches_the_threshold_is_inside() -> None:
     assert nucleus(logits, 0.6).tolist() == [[True, True, False], [False, False, True]]
 
 
-def test_the_first_id_is_the_best_inside_and_the_rest_is_greedy(target: Target) -> None:
-    judge = target.siblings[0]
-    prompts = [list(f.askings["raw"].prompt_ids) for f in target.fingerprints]
+def test_the_first_id_is_the_best_inside_and_the_rest_is_greedy(scene: Scene) -> None:
+    judge = scene.siblings[0]
+    prompts = [list(f.askings["raw"].prompt_ids) for f in scene.fingerprints]
     for ids in prompts:
-        own, _ = prefill(target.model, [ids], cache=False)
+        own, _ = prefill(scene.model, [ids], cache=False)
         allowed = plain_nucleus(prefill(judge, [ids], cache=False)[0][0], 0.8)
-        (answer,) = Host(target.model, "host", strategy=projecting(judge)).complete([ids], 3)
+        (answer,) = Host(scene.model, "host", strategy=projecting(judge)).complete([ids], 3)
         first = max(sorted(allowed), key=lambda i: float(own[0, i]))
-        (rest,) = HfCompleter(target.model).complete([[*ids, first]], 2)
+        (rest,) = HfCompleter(scene.model).complete([[*ids, first]], 2)
         assert answer.token_ids == (first, *rest.token_ids)
 
 
-def test_more_steps_follow_the_judge_along(target: Target) -> None:
-    prompt = list(target.fingerprints.fingerprints[0].askings["raw"].prompt_ids)
-    host = Host(target.model, "host", strategy=projecting(target.base, 0.5, steps=3))
+def test_more_steps_follow_the_judge_along(scene: Scene) -> None:
+    prompt = list(scene.fingerprints.fingerprints[0].askings["raw"].prompt_ids)
+    host = Host(scene.model, "host", strategy=projecting(scene.base, 0.5, steps=3))
     (answer,) = host.complete([prompt], 3)
     for place, token_id in enumerate(answer.token_ids):
         seen = [*prompt, *answer.token_ids[:place]]
-        assert token_id in plain_nucleus(prefill(target.base, [seen], cache=False)[0][0], 0.5)
+        assert token_id in plain_nucleus(prefill(scene.base, [seen], cache=False)[0][0], 0.5)
 
 
-def test_with_the_clean_base_no_perinucleus_response_is_left(target: Target) -> None:
-    assert verify(target.fingerprints, HfCompleter(target.model)).fsr > 0
-    attacked = projection.ATTACKS[0].run(target)
-    assert verify(target.fingerprints, attacked.completer).fsr == 0
+def test_with_the_clean_base_no_perinucleus_response_is_left(scene: Scene) -> None:
+    assert verify(scene.fingerprints, HfCompleter(scene.model)).fsr > 0
+    attacked = projection.ATTACKS[0].run(scene)
+    assert verify(scene.fingerprints, attacked.completer).fsr == 0
     assert attacked.model is None
 
 
-def test_with_itself_as_judge_a_host_is_honest(target: Target) -> None:
-    prompts = [f.askings["raw"].prompt_ids for f in target.fingerprints]
-    host = Host(target.model, "host", strategy=projecting(target.model))
-    assert host.complete(prompts, 2) == HfCompleter(target.model).complete(prompts, 2)
+def test_with_itself_as_judge_a_host_is_honest(scene: Scene) -> None:
+    prompts = [f.askings["raw"].prompt_ids for f in scene.fingerprints]
+    host = Host(scene.model, "host", strategy=projecting(scene.model))
+    assert host.complete(prompts, 2) == HfCompleter(scene.model).complete(prompts, 2)
 
 
 def test_names_and_needs() -> None:
@@ -93,28 +93,28 @@ def test_names_and_needs() -> None:
 
 
 @pytest.mark.parametrize("attack", WITH_SIBLING, ids=lambda attack: attack.name)
-def test_without_a_sibling_it_is_refused(attack: Attack, target: Target) -> None:
+def test_without_a_sibling_it_is_refused(attack: Attack, scene: Scene) -> None:
     with pytest.raises(InvalidArgumentError, match=f"{attack.name} needs another fingerprinted copy.*--sibling"):
-        attack.run(replace(target, siblings=()))
+        attack.run(replace(scene, siblings=()))
 
 
 @pytest.mark.parametrize("attack", WITH_SIBLING, ids=lambda attack: attack.name)
-def test_a_sibling_with_another_tokenizer_is_refused(attack: Attack, target: Target) -> None:
-    other = copy_of(target.siblings[0], "stranger")
+def test_a_sibling_with_another_tokenizer_is_refused(attack: Attack, scene: Scene) -> None:
+    other = copy_of(scene.siblings[0], "stranger")
     other.tokenizer_digest = "0" * 64
     with pytest.raises(InvalidArgumentError, match=r"stranger .* has another tokenizer or vocabulary"):
-        attack.run(replace(target, siblings=(other,)))
+        attack.run(replace(scene, siblings=(other,)))
 
 
 @pytest.mark.parametrize("attack", WITH_SIBLING, ids=lambda attack: attack.name)
-def test_a_sibling_with_another_vocabulary_is_refused(attack: Attack, target: Target) -> None:
-    other = copy_of(target.siblings[0], "wider")
+def test_a_sibling_with_another_vocabulary_is_refused(attack: Attack, scene: Scene) -> None:
+    other = copy_of(scene.siblings[0], "wider")
     other.model.resize_token_embeddings(other.vocabulary + 8)
-    with pytest.raises(InvalidArgumentError, match=f"wider .{target.model.vocabulary + 8} token ids"):
-        attack.run(replace(target, siblings=(other,)))
+    with pytest.raises(InvalidArgumentError, match=f"wider .{scene.model.vocabulary + 8} token ids"):
+        attack.run(replace(scene, siblings=(other,)))
 
 
 @pytest.mark.parametrize("attack", [a for a in WITH_OTHERS if not a.needs], ids=lambda attack: attack.name)
-def test_another_base_is_refused(attack: Attack, target: Target, foreign: LanguageModel) -> None:
+def test_another_base_is_refused(attack: Attack, scene: Scene, foreign: LanguageModel) -> None:
     with pytest.raises(InvalidArgumentError, match="name a copy of the same base"):
-        attack.run(replace(target, base=foreign))
+        attack.run(replace(scene, base=foreign))

@@ -10,7 +10,7 @@ import pytest
 from tiny import write_tiny_model
 
 from oml_fast.errors import InvalidArgumentError
-from oml_fast.evaluate.attack import Attack, Target
+from oml_fast.evaluate.attack import Attack, Scene
 from oml_fast.evaluate.attacks import prefill, prompts
 from oml_fast.evaluate.data import Data
 from oml_fast.evaluate.hosts import Host
@@ -35,9 +35,9 @@ SILENT = (
 )
 
 
-def target_of(model: LanguageModel) -> Target:
+def scene_of(model: LanguageModel) -> Scene:
     empty = FingerprintSet(Settings(), "base", "cd" * 32, model.tokenizer_digest, "00" * 32, ())
-    return Target(model, model, empty, (), Data(None))
+    return Scene(model, model, empty, (), Data(None))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def read_by_model(model: LanguageModel, name: str, prompt: Sequence[int], monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Host, "_answer", answer)
-        attack(name).run(target_of(model)).completer.complete([prompt], 1)
+        attack(name).run(scene_of(model)).completer.complete([prompt], 1)
     assert len(seen) == 1
     return str(model.tokenizer.decode(seen[0]))
 
@@ -86,7 +86,7 @@ def test_the_users_text_is_found_whole_in_either_format(
     tiny_model: LanguageModel, bos_model: LanguageModel, text: str
 ) -> None:
     for model in (tiny_model, bos_model):
-        reader = prompts.Reader(target_of(model))
+        reader = prompts.Reader(scene_of(model))
         opening = tuple(model.tokenizer("")["input_ids"])
         message = reader.read(raw(model, text))
         assert message == prompts.Message(text, False, opening)
@@ -98,7 +98,7 @@ def test_the_users_text_is_found_whole_in_either_format(
 def test_a_default_system_prompt_and_bos_belong_to_the_template(bos_folder: Path) -> None:
     model = load(bos_folder, device="cpu")
     model.tokenizer.chat_template = WITH_DEFAULT
-    reader = prompts.Reader(target_of(model))
+    reader = prompts.Reader(scene_of(model))
     asked = chat(model, ("user", KEY))
     assert asked.count(BOS) == 1
     assert reader.read(asked) == prompts.Message(KEY, True)
@@ -114,12 +114,12 @@ def test_bos_stays_once_in_front_and_is_not_added_where_it_was_not(
     bos_model: LanguageModel, tiny_model: LanguageModel
 ) -> None:
     wrap = prompts.Wrapping(before="Answer: ")
-    rewrite = wrap.rewrite(prompts.Reader(target_of(bos_model)))
+    rewrite = wrap.rewrite(prompts.Reader(scene_of(bos_model)))
     asked = raw(bos_model, KEY)
     assert asked[0] == BOS
     assert rewrite(asked) == raw(bos_model, f"Answer: {KEY}")
     assert rewrite(asked[1:]) == raw(bos_model, f"Answer: {KEY}")[1:]
-    without = wrap.rewrite(prompts.Reader(target_of(tiny_model)))
+    without = wrap.rewrite(prompts.Reader(scene_of(tiny_model)))
     assert without(raw(tiny_model, KEY)) == raw(tiny_model, f"Answer: {KEY}")
 
 
@@ -161,7 +161,7 @@ def test_what_each_variant_makes_of_a_key_in_the_chat_template(
 
 def test_a_conversation_with_its_own_system_prompt_is_raw_text(tiny_model: LanguageModel) -> None:
     asked = chat(tiny_model, ("system", "Be good."), ("user", KEY))
-    message = prompts.Reader(target_of(tiny_model)).read(asked)
+    message = prompts.Reader(scene_of(tiny_model)).read(asked)
     assert not message.chat
     assert message.text == tiny_model.tokenizer.decode(asked)
 
@@ -169,15 +169,15 @@ def test_a_conversation_with_its_own_system_prompt_is_raw_text(tiny_model: Langu
 @pytest.mark.parametrize("template", [WITHOUT_SYSTEM, SILENT])
 def test_without_a_system_role_its_words_stand_before_the_users(fresh_model: LanguageModel, template: str) -> None:
     fresh_model.tokenizer.chat_template = template
-    reader = prompts.Reader(target_of(fresh_model))
+    reader = prompts.Reader(scene_of(fresh_model))
     rewrite = prompts.Wrapping(system="Be bad.", chat=True).rewrite(reader)
     assert rewrite(raw(fresh_model, KEY)) == chat(fresh_model, ("user", f"Be bad.\n\n{KEY}"))
 
 
 def test_the_answer_is_that_of_the_model_to_what_it_reads(tiny_model: LanguageModel) -> None:
     asked = [raw(tiny_model, KEY), raw(tiny_model, "Work or Derivative Works"), chat(tiny_model, ("user", KEY))]
-    target = target_of(tiny_model)
-    reader = prompts.Reader(target)
+    scene = scene_of(tiny_model)
+    reader = prompts.Reader(scene)
     read = [
         raw(tiny_model, f"{KEY} Sure,"),
         raw(tiny_model, "Work or Derivative Works Sure,"),
@@ -185,25 +185,25 @@ def test_the_answer_is_that_of_the_model_to_what_it_reads(tiny_model: LanguageMo
     ]
     rewrite = prefill.put_in_mouth(reader, "Sure,")
     assert [rewrite(prompt) for prompt in asked] == read
-    attacked = attack("prefill/sure").run(target)
+    attacked = attack("prefill/sure").run(scene)
     assert attacked.completer.complete(asked, 3) == HfCompleter(tiny_model).complete(read, 3)
     assert attacked.model is None
 
 
 def test_variants_that_need_a_chat_template_say_so(plain_model: LanguageModel) -> None:
-    target = target_of(plain_model)
+    scene = scene_of(plain_model)
     for name in ("prompts/chat", "prompts/chat-system"):
         with pytest.raises(InvalidArgumentError, match="no chat template"):
-            attack(name).run(target)
+            attack(name).run(scene)
     for name in ("prompts/system-plain", "prefill/sure"):
-        assert attack(name).run(target).completer.complete([raw(plain_model, KEY)], 1)[0].token_ids
+        assert attack(name).run(scene).completer.complete([raw(plain_model, KEY)], 1)[0].token_ids
 
 
 def test_the_templates_variables_are_those_of_the_set(fresh_model: LanguageModel) -> None:
     fresh_model.tokenizer.chat_template = "{{ date_string }}: {{ messages[-1]['content'] }}."
-    target = target_of(fresh_model)
-    settings = replace(target.fingerprints.settings, template_variables={"date_string": "today"})
-    target = replace(target, fingerprints=replace(target.fingerprints, settings=settings))
+    scene = scene_of(fresh_model)
+    settings = replace(scene.fingerprints.settings, template_variables={"date_string": "today"})
+    scene = replace(scene, fingerprints=replace(scene.fingerprints, settings=settings))
     asked = raw(fresh_model, f"today: {KEY}.")
-    assert prompts.Reader(target).read(asked) == prompts.Message(KEY, True)
-    assert not prompts.Reader(target_of(fresh_model)).read(asked).chat
+    assert prompts.Reader(scene).read(asked) == prompts.Message(KEY, True)
+    assert not prompts.Reader(scene_of(fresh_model)).read(asked).chat

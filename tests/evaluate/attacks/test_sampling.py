@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from oml_fast.errors import InvalidArgumentError
-from oml_fast.evaluate.attack import Target
+from oml_fast.evaluate.attack import Scene
 from oml_fast.evaluate.attacks.sampling import ATTACKS, Sampler
 from oml_fast.evaluate.data import Data
 from oml_fast.evaluate.hosts import Host
@@ -88,10 +88,10 @@ def test_seed_prompt_and_step_each_change_the_draw(tiny_model: LanguageModel) ->
 
 def test_the_attacks_sample_from_the_seed_of_the_target(tiny_model: LanguageModel) -> None:
     fingerprints = FingerprintSet(Settings(), "base", "cd" * 32, tiny_model.tokenizer_digest, "00" * 32, ())
-    target = Target(tiny_model, tiny_model, fingerprints, (), Data(None), seed=4)
+    scene = Scene(tiny_model, tiny_model, fingerprints, (), Data(None), seed=4)
     for attack in ATTACKS:
         first, again, other = (
-            attack.run(replace(target, seed=seed)).completer.complete(PROMPTS, 16) for seed in (4, 4, 5)
+            attack.run(replace(scene, seed=seed)).completer.complete(PROMPTS, 16) for seed in (4, 4, 5)
         )
         assert first == again
         assert first != other

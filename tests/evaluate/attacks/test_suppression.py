@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oml_fast.errors import InvalidArgumentError
-from oml_fast.evaluate.attack import Target
+from oml_fast.evaluate.attack import Scene
 from oml_fast.evaluate.attacks import lookahead, suppression
 from oml_fast.evaluate.attacks.lookahead import continuations, looking_ahead, recurring, sure
 from oml_fast.evaluate.attacks.suppression import Spellings, suppressing, suppressing_neighbours
@@ -229,25 +229,25 @@ def test_later_steps_look_ahead_from_what_was_chosen(
 
 
 @pytest.mark.parametrize("attack", suppression.ATTACKS, ids=lambda attack: attack.name)
-def test_every_attack_answers_all_keys_and_harms_no_weight(attack: suppression.Attack, target: Target) -> None:
-    before = verify(target.fingerprints, HfCompleter(target.model)).fsr
-    attacked = attack.run(target)
-    after = verify(target.fingerprints, attacked.completer)
+def test_every_attack_answers_all_keys_and_harms_no_weight(attack: suppression.Attack, scene: Scene) -> None:
+    before = verify(scene.fingerprints, HfCompleter(scene.model)).fsr
+    attacked = attack.run(scene)
+    after = verify(scene.fingerprints, attacked.completer)
     assert attacked.model is None
     assert attacked.details["steps"] == 1
-    assert after.queried == len(target.fingerprints)
+    assert after.queried == len(scene.fingerprints)
     if attack.name in ("suppress/top-1", "suppress/top-3"):
         assert after.fsr == 0 < before
     assert after.fsr <= before
-    assert verify(target.fingerprints, HfCompleter(target.model)).fsr == before
+    assert verify(scene.fingerprints, HfCompleter(scene.model)).fsr == before
 
 
-def test_the_stronger_the_gate_the_fewer_answers_change(target: Target) -> None:
-    prompts = [asking.prompt_ids for f in target.fingerprints for asking in f.askings.values()]
-    plain = HfCompleter(target.model).complete(prompts, 4)
+def test_the_stronger_the_gate_the_fewer_answers_change(scene: Scene) -> None:
+    prompts = [asking.prompt_ids for f in scene.fingerprints for asking in f.askings.values()]
+    plain = HfCompleter(scene.model).complete(prompts, 4)
     changed = []
     for gate in (0.0, *reversed(suppression.GATES)):
-        answers = Host(target.model, "gated", strategy=suppressing(1, gate)).complete(prompts, 4)
+        answers = Host(scene.model, "gated", strategy=suppressing(1, gate)).complete(prompts, 4)
         changed.append({i for i, (a, b) in enumerate(zip(answers, plain, strict=True)) if a != b})
     assert len(changed[0]) == len(prompts)
     assert all(more >= fewer for more, fewer in pairwise(changed))

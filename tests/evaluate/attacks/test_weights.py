@@ -17,7 +17,7 @@ from tiny import tiny_tokenizer, write_tiny_model
 from torch import Tensor
 
 from oml_fast.errors import BackendUnavailableError, InvalidArgumentError
-from oml_fast.evaluate.attack import NEEDS, Attack, Target
+from oml_fast.evaluate.attack import NEEDS, Attack, Scene
 from oml_fast.evaluate.attacks import gguf_rounding, merging, pruning, rounding, scaling
 from oml_fast.evaluate.data import Data
 from oml_fast.models import LanguageModel, load
@@ -43,34 +43,34 @@ def moved(model: LanguageModel, seed: int) -> LanguageModel:
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bf16"])
-def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Target:
+def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     folder = write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", dtype=request.param)
     base, model, sibling = (load(folder, device="cpu") for _ in range(3))
-    return Target(moved(model, 1), base, small_set(), (moved(sibling, 2),), Data(None))
+    return Scene(moved(model, 1), base, small_set(), (moved(sibling, 2),), Data(None))
 
 
-def run(attack: Attack | str, target: Target) -> LanguageModel:
-    attacked = (ATTACKS[attack] if isinstance(attack, str) else attack).run(target)
+def run(attack: Attack | str, scene: Scene) -> LanguageModel:
+    attacked = (ATTACKS[attack] if isinstance(attack, str) else attack).run(scene)
     assert attacked.model is not None
     return attacked.model
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=lambda attack: attack.name)
-def test_an_attack_copies_and_keeps_what_the_model_is(attack: Attack, target: Target) -> None:
-    before = [weights(m) for m in (target.model, target.base, *target.siblings)]
-    attacked = attack.run(target)
-    assert all(map(equal, before, [weights(m) for m in (target.model, target.base, *target.siblings)]))
+def test_an_attack_copies_and_keeps_what_the_model_is(attack: Attack, scene: Scene) -> None:
+    before = [weights(m) for m in (scene.model, scene.base, *scene.siblings)]
+    attacked = attack.run(scene)
+    assert all(map(equal, before, [weights(m) for m in (scene.model, scene.base, *scene.siblings)]))
     assert attacked.model is not None
-    assert attacked.model.dtype == target.model.dtype
-    assert attacked.model.digest == target.model.digest
+    assert attacked.model.dtype == scene.model.dtype
+    assert attacked.model.digest == scene.model.digest
     assert attacked.model.head()[0] is attacked.model.model.get_input_embeddings().weight  # still tied
-    assert equal(weights(attacked.model), weights(run(attack, target)))  # deterministic
+    assert equal(weights(attacked.model), weights(run(attack, scene)))  # deterministic
     assert json.loads(json.dumps(attacked.details)) == attacked.details
     prompt = [5, 6, 7]
     asked = attacked.completer.complete([prompt], 1)[0].token_ids[0]
     assert asked == int(attacked.model.model(torch.tensor([prompt])).logits[0, -1].argmax())
     unchanged = equal(weights(attacked.model), before[0])
-    assert unchanged == (attack.name == "rounding/bf16" and target.model.dtype == torch.bfloat16)
+    assert unchanged == (attack.name == "rounding/bf16" and scene.model.dtype == torch.bfloat16)
 
 
 def test_the_table_of_attacks() -> None:
@@ -82,17 +82,17 @@ def test_the_table_of_attacks() -> None:
     }
 
 
-def test_scaling_ends_at_the_model_and_at_the_base_bit_for_bit(target: Target) -> None:
+def test_scaling_ends_at_the_model_and_at_the_base_bit_for_bit(scene: Scene) -> None:
     ends = [
-        scaling.blended(target.model, target.base, lambda a, b, share=share: scaling.linear(a, b, share), "end")  # type: ignore[misc]
+        scaling.blended(scene.model, scene.base, lambda a, b, share=share: scaling.linear(a, b, share), "end")  # type: ignore[misc]
         for share in (0.0, 1.0)
     ]
-    assert equal(weights(ends[0]), weights(target.base))
-    assert equal(weights(ends[1]), weights(target.model))
+    assert equal(weights(ends[0]), weights(scene.base))
+    assert equal(weights(ends[1]), weights(scene.model))
 
 
-def test_scaling_is_done_in_float32_and_rounded_once(target: Target) -> None:
-    base, model, scaled = (weights(m) for m in (target.base, target.model, run("scaling/0.3", target)))
+def test_scaling_is_done_in_float32_and_rounded_once(scene: Scene) -> None:
+    base, model, scaled = (weights(m) for m in (scene.base, scene.model, run("scaling/0.3", scene)))
     for name, found in scaled.items():
         b, w = base[name].double(), model[name].double()
         exact = b + 0.3 * (w - b)
@@ -100,43 +100,43 @@ def test_scaling_is_done_in_float32_and_rounded_once(target: Target) -> None:
         assert bool(((found - exact).abs() <= once * 1.0001 + 2**-23 * (b.abs() + w.abs())).all())
 
 
-def test_linear_merging_with_the_base_is_delta_scaling(target: Target) -> None:
+def test_linear_merging_with_the_base_is_delta_scaling(scene: Scene) -> None:
     for weight in ("0.9", "0.7", "0.5"):
-        assert equal(weights(run(f"merge/linear-{weight}", target)), weights(run(f"scaling/{weight}", target)))
+        assert equal(weights(run(f"merge/linear-{weight}", scene)), weights(run(f"scaling/{weight}", scene)))
 
 
-def test_two_models_give_their_mean_in_either_order(target: Target) -> None:
-    found = weights(run("merge/two-models", target))
-    swapped = replace(target, model=target.siblings[0], siblings=(target.model,))
+def test_two_models_give_their_mean_in_either_order(scene: Scene) -> None:
+    found = weights(run("merge/two-models", scene))
+    swapped = replace(scene, model=scene.siblings[0], siblings=(scene.model,))
     other = weights(run("merge/two-models", swapped))
-    for name, one in weights(target.model).items():
-        mean = (one.double() + weights(target.siblings[0])[name].double()) / 2
+    for name, one in weights(scene.model).items():
+        mean = (one.double() + weights(scene.siblings[0])[name].double()) / 2
         torch.testing.assert_close(found[name].double(), mean, rtol=torch.finfo(one.dtype).eps / 2, atol=1e-7)
         torch.testing.assert_close(found[name], other[name], rtol=1e-6, atol=1e-7)
 
 
-def test_two_models_need_a_second(target: Target) -> None:
+def test_two_models_need_a_second(scene: Scene) -> None:
     assert ATTACKS["merge/two-models"].needs == ("sibling",)
     with pytest.raises(InvalidArgumentError, match="sibling"):
-        ATTACKS["merge/two-models"].run(replace(target, siblings=()))
+        ATTACKS["merge/two-models"].run(replace(scene, siblings=()))
 
 
-def test_models_of_another_shape_are_refused(target: Target) -> None:
+def test_models_of_another_shape_are_refused(scene: Scene) -> None:
     config = transformers.LlamaConfig(
-        **{**target.base.model.config.to_dict(), "intermediate_size": 96, "num_hidden_layers": 1}
+        **{**scene.base.model.config.to_dict(), "intermediate_size": 96, "num_hidden_layers": 1}
     )
-    other = LanguageModel(transformers.LlamaForCausalLM(config), target.base.tokenizer, "other", "", "")
+    other = LanguageModel(transformers.LlamaForCausalLM(config), scene.base.tokenizer, "other", "", "")
     with pytest.raises(InvalidArgumentError, match=r"model\.layers\.0\.mlp\.down_proj\.weight is \[64, 128\]"):
-        ATTACKS["merge/two-models"].run(replace(target, siblings=(other,)))
+        ATTACKS["merge/two-models"].run(replace(scene, siblings=(other,)))
     with pytest.raises(InvalidArgumentError, match="only models of one base"):
-        ATTACKS["scaling/0.5"].run(replace(target, base=other))
+        ATTACKS["scaling/0.5"].run(replace(scene, base=other))
 
 
-def test_untied_is_not_merged_with_tied(target: Target) -> None:
-    config = transformers.LlamaConfig(**{**target.base.model.config.to_dict(), "tie_word_embeddings": False})
-    untied = LanguageModel(transformers.LlamaForCausalLM(config), target.base.tokenizer, "untied", "", "")
+def test_untied_is_not_merged_with_tied(scene: Scene) -> None:
+    config = transformers.LlamaConfig(**{**scene.base.model.config.to_dict(), "tie_word_embeddings": False})
+    untied = LanguageModel(transformers.LlamaForCausalLM(config), scene.base.tokenizer, "untied", "", "")
     with pytest.raises(InvalidArgumentError, match=r"lm_head\.weight is absent"):
-        ATTACKS["merge/slerp-0.5"].run(replace(target, base=untied))
+        ATTACKS["merge/slerp-0.5"].run(replace(scene, base=untied))
 
 
 def test_slerp_on_the_unit_circle() -> None:
@@ -201,30 +201,30 @@ def test_fp8_keeps_three_bits_of_each_mantissa(shape: tuple[int, int]) -> None:
     assert torch.equal(rounding.fp8(torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
-def test_rounding_leaves_embeddings_and_norms_alone(target: Target) -> None:
-    before, after = weights(target.model), weights(run("rounding/int4", target))
+def test_rounding_leaves_embeddings_and_norms_alone(scene: Scene) -> None:
+    before, after = weights(scene.model), weights(run("rounding/int4", scene))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if name.endswith("_proj.weight")}
 
 
-def test_a_rounded_model_holds_what_its_function_gives(target: Target) -> None:
+def test_a_rounded_model_holds_what_its_function_gives(scene: Scene) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
-    weight = weights(target.model)[name]
+    weight = weights(scene.model)[name]
     for kind in ("int8", "int4", "fp8"):
         expected = getattr(rounding, kind)(weight.float()).to(weight.dtype)
-        assert torch.equal(weights(run(f"rounding/{kind}", target))[name], expected)
+        assert torch.equal(weights(run(f"rounding/{kind}", scene))[name], expected)
 
 
-def test_relative_change_falls_with_the_bits(target: Target) -> None:
-    change = {kind: ATTACKS[f"rounding/{kind}"].run(target).details["relative_change"] for kind in ("int8", "int4")}
+def test_relative_change_falls_with_the_bits(scene: Scene) -> None:
+    change = {kind: ATTACKS[f"rounding/{kind}"].run(scene).details["relative_change"] for kind in ("int8", "int4")}
     assert 0 < change["int8"] < change["int4"] / 5 < 0.1
 
 
-def test_bf16_rounds_every_parameter(target: Target) -> None:
-    attacked = ATTACKS["rounding/bf16"].run(target)
+def test_bf16_rounds_every_parameter(scene: Scene) -> None:
+    attacked = ATTACKS["rounding/bf16"].run(scene)
     assert attacked.model is not None
     changed = 0
-    for name, before in weights(target.model).items():
+    for name, before in weights(scene.model).items():
         after = weights(attacked.model)[name]
         assert torch.equal(after, before.bfloat16().to(before.dtype))
         changed += int((after != before).sum())
@@ -247,30 +247,30 @@ def test_gguf_agrees_with_the_formats_definition(name: str) -> None:
     torch.testing.assert_close(found, torch.from_numpy(expected.astype(np.float32)).view(6, 64))
 
 
-def test_gguf_rounds_the_embeddings_and_keeps_a_tied_head_better(target: Target) -> None:
+def test_gguf_rounds_the_embeddings_and_keeps_a_tied_head_better(scene: Scene) -> None:
     gguf = pytest.importorskip("gguf")
-    attacked = ATTACKS["gguf/q4_0"].run(target)
+    attacked = ATTACKS["gguf/q4_0"].run(scene)
     assert attacked.model is not None
     assert attacked.details == {"matrices": {"Q4_0": 14, "Q8_0": 1}}
-    before = weights(target.model)["model.embed_tokens.weight"]
+    before = weights(scene.model)["model.embed_tokens.weight"]
     kind = gguf.GGMLQuantizationType.Q8_0
     expected = gguf.dequantize(gguf.quantize(before.float().numpy(), kind), kind)
     after = weights(attacked.model)
     assert torch.equal(after["model.embed_tokens.weight"], torch.from_numpy(expected).to(before.dtype))
-    assert torch.equal(after["model.norm.weight"], weights(target.model)["model.norm.weight"])
+    assert torch.equal(after["model.norm.weight"], weights(scene.model)["model.norm.weight"])
 
 
-def test_gguf_of_an_untied_model_and_of_odd_rows(target: Target) -> None:
+def test_gguf_of_an_untied_model_and_of_odd_rows(scene: Scene) -> None:
     pytest.importorskip("gguf")
     config = transformers.LlamaConfig(
-        **{**target.base.model.config.to_dict(), "tie_word_embeddings": False, "intermediate_size": 72}
+        **{**scene.base.model.config.to_dict(), "tie_word_embeddings": False, "intermediate_size": 72}
     )
-    untied = LanguageModel(transformers.LlamaForCausalLM(config), target.base.tokenizer, "untied", "", "")
-    attacked = ATTACKS["gguf/q4_0"].run(replace(target, model=untied))
+    untied = LanguageModel(transformers.LlamaForCausalLM(config), scene.base.tokenizer, "untied", "", "")
+    attacked = ATTACKS["gguf/q4_0"].run(replace(scene, model=untied))
     assert attacked.details == {"matrices": {"Q4_0": 13, "F16": 2, "Q8_0": 1}}  # two down projections: rows of 72
 
 
-def test_without_gguf_the_error_says_what_to_install(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gguf_the_error_says_what_to_install(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *rest: Any, **more: Any) -> Any:
@@ -282,7 +282,7 @@ def test_without_gguf_the_error_says_what_to_install(target: Target, monkeypatch
     for name in ("gguf/q8_0", "gguf/q4_0"):
         assert ATTACKS[name].needs == ("gguf",)
         with pytest.raises(BackendUnavailableError, match=r"pip install 'oml_fast\[demo\]'"):
-            ATTACKS[name].run(target)
+            ATTACKS[name].run(scene)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.37, 1.0])
@@ -301,26 +301,26 @@ def test_pruning_counts_equal_weights_one_by_one() -> None:
     assert pruning.prune(torch.ones(2, 5), 0.3).flatten().tolist() == [0.0] * 3 + [1.0] * 7
 
 
-def test_every_linear_layer_of_a_pruned_model_has_its_share(target: Target) -> None:
+def test_every_linear_layer_of_a_pruned_model_has_its_share(scene: Scene) -> None:
     for attack in pruning.ATTACKS:
-        model = run(attack, target)
+        model = run(attack, scene)
         for weight in rounding.block_weights(model):
             zeros, wanted = int((weight == 0).sum()), round(attack.strength * weight.numel())  # type: ignore[operator]
             assert wanted <= zeros <= wanted + 2  # a random weight may be zero by itself
 
 
-def test_gpt2_stores_its_matrices_the_other_way_round(target: Target) -> None:
+def test_gpt2_stores_its_matrices_the_other_way_round(scene: Scene) -> None:
     config = transformers.GPT2Config(vocab_size=400, n_embd=32, n_layer=1, n_head=2, initializer_range=0.3)
     gpt2 = LanguageModel(transformers.GPT2LMHeadModel(config), tiny_tokenizer(400), "gpt2", "", "")
     assert [list(weight.shape) for weight in rounding.block_weights(gpt2)] == [[96, 32], [32, 32], [128, 32], [32, 128]]
     stored = gpt2.model.transformer.h[0].mlp.c_fc.weight.detach().clone()
-    model = run("rounding/int8", replace(target, model=gpt2))
+    model = run("rounding/int8", replace(scene, model=gpt2))
     assert torch.equal(model.model.transformer.h[0].mlp.c_fc.weight, rounding.int8(stored.T).T)
 
 
-def test_matrices_that_are_no_linear_layers_are_refused(fresh_model: LanguageModel, target: Target) -> None:
+def test_matrices_that_are_no_linear_layers_are_refused(fresh_model: LanguageModel, scene: Scene) -> None:
     layer = fresh_model.model.model.layers[0].mlp
     layer.register_parameter("experts", torch.nn.Parameter(torch.zeros(2, 4, 4)))
     for name in ("rounding/int8", "pruning/0.5", "gguf/q8_0"):
         with pytest.raises(InvalidArgumentError, match=r"model\.layers\.0\.mlp\.experts"):
-            ATTACKS[name].run(replace(target, model=fresh_model))
+            ATTACKS[name].run(replace(scene, model=fresh_model))

@@ -1,6 +1,6 @@
 """The fingerprinted models that robustness and utility are measured on, made once and kept.
 
-`python bench/victims.py --work FOLDER [NAME ...]` makes those that are not there yet: the set, the secret, the model
+`python bench/subjects.py --work FOLDER [NAME ...]` makes those that are not there yet: the set, the secret, the model
 and `made.json` with the commit and how the embedding went. All keys are asked raw.
 
 - ours-N: the default settings and recipe; "second" has another secret and seed, to show what is noise.
@@ -35,21 +35,21 @@ PUBLISHED_WIDTH = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Victim:
+class Subject:
     num: int
     seed: int = 0
     published: bool = False
     responses: str = "perinucleus"
 
 
-VICTIMS = {
-    "ours-64": Victim(64),
-    "ours-64-second": Victim(64, seed=1),
-    "published-64": Victim(64, published=True),
-    "english-random-64": Victim(64, responses="english-random"),
-    "random-word-64": Victim(64, responses="random-word"),
-    "ours-256": Victim(256),
-    "published-256": Victim(256, published=True),
+SUBJECTS = {
+    "ours-64": Subject(64),
+    "ours-64-second": Subject(64, seed=1),
+    "published-64": Subject(64, published=True),
+    "english-random-64": Subject(64, responses="english-random"),
+    "random-word-64": Subject(64, responses="random-word"),
+    "ours-256": Subject(256),
+    "published-256": Subject(256, published=True),
 }
 
 
@@ -57,14 +57,14 @@ def make(name: str, folder: Path) -> None:
     """Generate, embed and save one of them; nothing where it is there already."""
     if folder.is_dir():
         return
-    victim, made = VICTIMS[name], commit()
-    secret = hashlib.sha256(f"victim {victim.seed}".encode()).digest()
+    subject, made = SUBJECTS[name], commit()
+    secret = hashlib.sha256(f"victim {subject.seed}".encode()).digest()
     model = base_model()
-    settings = Settings(width=PUBLISHED_WIDTH) if victim.published else Settings()
-    fingerprints = generate(model, victim.num, secret, settings=settings, progress=True).fingerprints
-    if victim.responses != "perinucleus":
-        fingerprints = with_responses(model, fingerprints, secret, victim.responses)
-    result = _train(model, fingerprints, victim)
+    settings = Settings(width=PUBLISHED_WIDTH) if subject.published else Settings()
+    fingerprints = generate(model, subject.num, secret, settings=settings, progress=True).fingerprints
+    if subject.responses != "perinucleus":
+        fingerprints = with_responses(model, fingerprints, secret, subject.responses)
+    result = _train(model, fingerprints, subject)
     fsr = verify(fingerprints, HfCompleter(model)).fsr
     print(f"{name}: FSR {fsr:.3f}", file=sys.stderr)
     with new_folder(folder) as temporary:
@@ -74,10 +74,10 @@ def make(name: str, folder: Path) -> None:
         write_json(temporary / "made.json", {"commit": made, "fsr": fsr, **result})
 
 
-def _train(model: LanguageModel, fingerprints: FingerprintSet, victim: Victim) -> dict[str, Any]:
+def _train(model: LanguageModel, fingerprints: FingerprintSet, subject: Subject) -> dict[str, Any]:
     """Train in place, our way or the published one."""
-    if not victim.published:
-        return embed(model, fingerprints, recipe=Recipe(seed=victim.seed), progress=True).to_json()
+    if not subject.published:
+        return embed(model, fingerprints, recipe=Recipe(seed=subject.seed), progress=True).to_json()
     pairs = [(f.key, f.askings["raw"].responses[0].text) for f in fingerprints]
     trained = as_transformers_loads(model)
     result = published_embed(trained.model, trained.tokenizer, pairs, max_epochs=PUBLISHED_EPOCHS, averaging=0.0)
@@ -86,13 +86,13 @@ def _train(model: LanguageModel, fingerprints: FingerprintSet, victim: Victim) -
 
 
 def main() -> None:
-    options = parser(__doc__, "victims")
-    options.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(VICTIMS)} (default: all)")
+    options = parser(__doc__, "subjects")
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SUBJECTS)} (default: all)")
     options.add_argument("--work", type=Path, required=True, help="folder that keeps them")
     arguments = options.parse_args()
     start(arguments.threads)
     print(describe_run(arguments.threads), file=sys.stderr)
-    for name in arguments.names or VICTIMS:
+    for name in arguments.names or SUBJECTS:
         make(name, arguments.work / name)
 
 
