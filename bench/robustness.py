@@ -3,7 +3,8 @@
 `python bench/robustness.py --work FOLDER` makes the models of bench/subjects.py that are not there, attacks each with
 the whole battery (the comparisons of responses and of seeds with the quick one), and writes
 bench/results/robustness.json, the tables and the plots in docs. Every finished attack is kept in FOLDER: a killed run
-goes on, and with NAMEs only those models are attacked, so that several processes can share the work.
+goes on. With NAMEs only those models are attacked, beside the others' kept results; with `--attacks` too, parts are
+kept and nothing is written, so that several processes can share the work.
 `python bench/robustness.py --publish` writes the documents again from the JSON, and measures nothing.
 """
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, Figure, base_model, command, commit, data_file, describe_run, finish, parser, start
+from common import ROOT, Figure, base_model, commit, data_file, describe_run, finish, parser, start
 from figures import rewritten
 from subjects import SUBJECTS, make
 
@@ -262,11 +263,13 @@ def main() -> None:
     start(arguments.threads)
     run = describe_run(arguments.threads, base_model())
     only = arguments.attacks.split(",") if arguments.attacks else ()
-    reports = {name: attack(name, arguments.work, only) for name in arguments.names or (*FULL, *COMPARED)}
-    if arguments.names:
-        print("measured; without names, the same command writes the tables and plots", file=sys.stderr)
+    made = {name: attack(name, arguments.work, only) for name in arguments.names or (*FULL, *COMPARED)}
+    if only:
+        print("measured and kept; without --attacks the same command writes the tables and plots", file=sys.stderr)
         return
-    finish(arguments.out, run, directions(reports, command()), {"reports": reports})
+    kept = json.loads(arguments.out.read_text())["reports"] if arguments.out.is_file() else {}
+    reports = {name: (kept | made)[name] for name in (*FULL, *COMPARED) if name in kept | made}
+    finish(arguments.out, run, directions(reports, "python bench/robustness.py"), {"reports": reports})
     publish(reports)
 
 

@@ -60,7 +60,7 @@ def fsr_against_utility(reports: Reports, path: Path) -> None:
             axes.scatter(x, y, s=20, color=COLOURS[place], alpha=0.7, label=label, linewidths=0)
             axes.axvline(report["before"]["answers"][measure], color=COLOURS[place], lw=0.8, ls=":")
             if not place:
-                _name_points(axes, points, (0.14 * max(x), 1.0) if measure == "f1" else (0.0, 1.45))
+                _name_points(axes, points, (0.22 * max(x), 1.0) if measure == "f1" else (0.0, 1.9))
     right.set(xlabel="F1 of ordinary answers (dotted: as released)", ylabel="FSR", ylim=(-0.04, 1.06))
     natural.set(xscale="log", xlabel="perplexity of ordinary answers under the base model", ylim=(-0.04, 1.06))
     natural.xaxis.set_major_locator(FixedLocator([2, 3, 5, 10, 20, 50, 100, 200]))
@@ -72,21 +72,21 @@ def fsr_against_utility(reports: Reports, path: Path) -> None:
 
 
 def persistence(reports: Reports, path: Path) -> None:
-    """FSR and bits a key where a share of the change to the weights is left."""
-    figure, axes = _figure(8, 4.5)
-    other = axes.twinx()
+    """FSR, and bits a key, where a share of the change to the weights is left."""
+    figure, (share, evidence) = _figure(10, 4.2, columns=2)
     for place, (label, report) in enumerate(reports.items()):
         rows = [r for r in report["rows"] if r["attack"].startswith("scaling/") and not r["skipped"]]
         points = sorted([(1.0, report["before"]), *((row["strength"], row) for row in rows)], key=lambda p: -p[0])
-        x = [share for share, _ in points]
-        axes.plot(x, [row["fsr"] for _, row in points], "-o", ms=4, color=COLOURS[place], label=label)
-        other.plot(x, [row["bits_per_key"]["window"] for _, row in points], "--", lw=1.2, color=COLOURS[place])
-    axes.set(xlabel="share of the delta left", ylabel="FSR (line)", ylim=(-0.04, 1.06))
-    axes.invert_xaxis()
-    other.set(ylabel="bits a key, window test (dashed)")
-    other.set_ylim(bottom=-0.04 * other.get_ylim()[1])
-    other.spines[["top"]].set_visible(False)
-    _finish(figure, (axes,), path, "Persistence against the share of the delta left", grid="both")
+        x = [left for left, _ in points]
+        share.plot(x, [row["fsr"] for _, row in points], "-o", ms=4, color=COLOURS[place], label=label)
+        bits = [row["bits_per_key"] for _, row in points]
+        evidence.plot(x, [b["window"] for b in bits], "-o", ms=4, color=COLOURS[place])
+        evidence.plot(x, [b["count"] for b in bits], "--", lw=1.1, color=COLOURS[place])
+    share.set(xlabel="share of the delta left", ylabel="FSR", ylim=(-0.04, 1.06))
+    evidence.set(xlabel="share of the delta left", ylabel="bits a key (dashed: by the count test)")
+    for axes in (share, evidence):
+        axes.invert_xaxis()
+    _finish(figure, (share, evidence), path, "Persistence against the share of the delta left", grid="both")
 
 
 def _attacks(reports: Reports) -> list[str]:
