@@ -39,7 +39,8 @@ def looking_ahead(model: LanguageModel, gate: float = GATE, steps: int = STEPS) 
                 return logits.argmax(-1)
             left = logits.clone()
             read = torch.cat([prompts, chosen], 1)
-            for places in sure(logits, gate).nonzero().flatten().split(_PROMPTS):
+            gated = sure(logits, gate).nonzero().flatten()
+            for places in gated.split(_PROMPTS) if len(gated) else ():
                 likely = left[places].topk(BEAM).indices
                 lost = recurring(likely, continuations(model, read[places])) * DELTA
                 left[places] = left[places].scatter_add(1, likely, -lost.to(left.dtype))

@@ -213,6 +213,12 @@ def test_only_gated_prompts_are_looked_ahead(tiny_model: LanguageModel, monkeypa
     assert len(asked) == 1
 
 
+def test_where_no_prompt_is_gated_nothing_is_looked_ahead(tiny_model: LanguageModel) -> None:
+    logits = torch.zeros(len(PROMPTS), tiny_model.vocabulary)
+    logits[:, 5] = 0.5
+    assert looking_ahead(tiny_model, 0.9)(PROMPTS)(logits, PROMPTS[:, :0]).tolist() == [5] * len(PROMPTS)
+
+
 def test_later_steps_look_ahead_from_what_was_chosen(
     tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
