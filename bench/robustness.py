@@ -227,9 +227,10 @@ def _rows(report: Report) -> list[list[str]]:
 def _made(report: Report) -> str:
     made, v = report["made"], SUBJECTS[report["model"]]
     how = "the published training" if v.published else "the default recipe"
-    return (
+    return textwrap.fill(
         f"{v.num} fingerprints, width {report['width']}, {v.responses} responses, {how}: {made['epochs']} epochs, "
-        f"{made['cpu_seconds']:.0f} CPU seconds. Attacked at {', '.join(report['commits'])}."
+        f"{made['cpu_seconds']:.0f} CPU seconds. Attacked at {', '.join(report['commits'])}.",
+        118,
     )
 
 
