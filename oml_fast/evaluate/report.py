@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from .battery import Robustness
@@ -23,7 +24,13 @@ def text(result: Robustness) -> str:
     widths = [max(len(line[column]) for line in [COLUMNS, *lines]) for column in range(len(COLUMNS))]
     out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [COLUMNS, *lines]]
     out += [f"not run: {row['attack']}: {row['skipped']}" for row in result.rows if row["skipped"]]
-    out += ["", *LEGEND, "", f"Ordinary questions: {result.questions}.", specificity_text(result.specificity)]
+    out += [
+        "",
+        *LEGEND,
+        "",
+        f"Ordinary questions: {result.questions}.",
+        textwrap.fill(specificity_text(result.specificity), 110),
+    ]
     return "\n".join(line.rstrip() for line in out) + "\n"
 
 

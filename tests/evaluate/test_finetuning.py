@@ -60,7 +60,7 @@ def test_the_held_out_questions_of_the_data_are_not_trained_on(tiny_model: Langu
 
 
 def test_repeated_long_and_empty_examples_do_not_count(tiny_model: LanguageModel, tmp_path: Path) -> None:
-    pairs = [("What?", "That."), ("Long?", "work " * 80), ("Empty?", "")]
+    pairs = [("Asked?", "To measure."), ("What?", "That."), ("Long?", "work " * 80), ("Empty?", "")]
     data = write(tmp_path, [pair for pair in pairs for _ in range(20)])
     examples, _ = choose(tiny_model, data, replace(BUDGET, train=1, held_out=0), seed=0)
     assert tiny_model.tokenizer.decode(examples[0].answer[:-1]) == "That."
