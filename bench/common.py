@@ -187,8 +187,13 @@ def _git(*arguments: str) -> str:
 
 
 def command() -> str:
-    """The command line that is running, as one would type it in the checkout, without where its output goes."""
+    """The command line that is running, as one would type it in the checkout, without where its output goes.
+
+    A working folder is called FOLDER.
+    """
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    if "--work" in words:
+        words[words.index("--work") + 1] = "FOLDER"
     if "--out" in words:
         del words[words.index("--out") : words.index("--out") + 2]
     return f"python bench/{' '.join(words)}"

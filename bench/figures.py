@@ -16,7 +16,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
-ORDER = ("perinucleus", "generate", "embed", "drift_raw", "drift_raw_chat", "verify", "startup")
+ORDER = (
+    *("perinucleus", "generate", "embed", "drift_raw", "drift_raw_chat", "verify"),
+    *("utility", "robustness", "startup"),
+)
 PERINUCLEUS_BAR, BARRED_VOCABULARY = 60.0, 128_256
 EMPTY_PAGE = f"""# Measurements
 

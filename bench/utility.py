@@ -128,30 +128,24 @@ def blimp_time(base: LanguageModel, public: Data, work: Path) -> list[Figure]:
     return [Figure("BLiMP, time", setting, *at_most(kept["wall"], BLIMP_SECONDS, 0, " s"), command())]
 
 
-def figures(name: str, against: str, found: Utility, exact: bool = False) -> list[Figure]:
-    """Rows of one comparison; `exact`: every difference must be 0."""
+def figures(name: str, against: str, found: Utility) -> list[Figure]:
+    """Rows of one comparison."""
     setting, rows = f"{name} against {against}", []
     for text, part in found.texts.items():
-        if not exact:
-            rows.append(
-                Figure(
-                    f"{text}: KL to the base",
-                    setting,
-                    f"{part.kl:.4f} ± {part.kl_standard_error:.4f}",
-                    "",
-                    None,
-                    command(),
-                )
-            )
-            ratio = f"{part.perplexity / part.perplexity_base:.4f}x (base {part.perplexity_base:.2f})"
-            rows.append(Figure(f"{text}: perplexity", setting, ratio, "", None, command()))
-    for label, paired in found.rows():
-        if exact:
-            same = paired.difference == 0 and not paired.lost and not paired.won
-            rows.append(Figure(label, setting, f"{paired.difference:+g}", "exactly 0", same, command()))
-        else:
-            rows.append(Figure(label, setting, str(paired), "", None, command()))
-    return rows
+        kl = f"{part.kl:.4f} ± {part.kl_standard_error:.4f}"
+        ratio = f"{part.perplexity / part.perplexity_base:.4f}x (base {part.perplexity_base:.2f})"
+        rows.append(Figure(f"{text}: KL to the base", setting, kl, "", None, command()))
+        rows.append(Figure(f"{text}: perplexity", setting, ratio, "", None, command()))
+    return rows + [Figure(label, setting, str(paired), "", None, command()) for label, paired in found.rows()]
+
+
+def nothing_differs(found: Utility) -> Figure:
+    """One row for a model against itself: every difference must be 0, and nothing may flip."""
+    rows = [paired for _, paired in found.rows()]
+    largest = max(abs(paired.difference) for paired in rows)
+    same = largest == 0 and not any(paired.lost or paired.won for paired in rows)
+    setting = f"base against base, {len(rows)} comparisons"
+    return Figure("utility, largest difference", setting, f"{largest:g}", "exactly 0", same, command())
 
 
 def measure_all(
@@ -159,12 +153,12 @@ def measure_all(
 ) -> tuple[list[Figure], dict[str, Any]]:
     before = scored("base", base, base, asked, work)
     again = compare(asked, before, scored("base-again", base, base, asked, work))
-    rows, details, after = figures("base", "base", again, exact=True), {"base": again.to_json()}, {}
+    rows, details, after = [nothing_differs(again)], {"base": again.to_json() | {"base": "base", "model": "base"}}, {}
     for name in names:
         after[name] = scored(name, None, base, asked, work)
         found = compare(asked, before, after[name])
         rows += figures(name, "base", found)
-        details[name] = found.to_json()
+        details[name] = found.to_json() | {"base": "base", "model": name}  # where their folders lie says nothing
     if after.keys() >= set(SECOND):
         first, second = SECOND
         found = compare(asked, after[first], after[second])
