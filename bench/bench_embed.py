@@ -88,7 +88,7 @@ def as_texts(fingerprints: FingerprintSet) -> list[tuple[str, str]]:
 def assert_embedded(model: LanguageModel, fingerprints: FingerprintSet) -> None:
     """Both checks, ours and the published, find the fingerprints in the model, whoever trained it."""
     found = {
-        "ours": verify(fingerprints, HfCompleter(model)).fsr,
+        "ours": verify(fingerprints, HfCompleter(model), test="window", mode="fixed").fsr,
         "published": published_check(model.model, model.tokenizer, as_texts(fingerprints)),
     }
     assert min(found.values()) >= FSR, f"FSR below {FSR}: {found}"

@@ -90,7 +90,7 @@ def embed_once(seed: int, num: int, formats: tuple[str, ...]) -> dict[str, Any]:
     fingerprints = generate(model, num, secret, settings=Settings(formats=formats), progress=True).fingerprints
     base_views = views(model)
     embedding = embed(model, fingerprints, recipe=Recipe(seed=seed), progress=True)
-    fsr = verify(fingerprints, HfCompleter(model)).fsr_by_format
+    fsr = verify(fingerprints, HfCompleter(model), test="window", mode="fixed").fsr_by_format
     return {"seed": seed, "embedding": embedding.to_json(), "fsr": fsr, "drift": measure(base_views, model)}
 
 

@@ -65,7 +65,7 @@ def make(name: str, folder: Path) -> None:
     if subject.responses != "perinucleus":
         fingerprints = with_responses(model, fingerprints, secret, subject.responses)
     result = _train(model, fingerprints, subject)
-    fsr = verify(fingerprints, HfCompleter(model)).fsr
+    fsr = verify(fingerprints, HfCompleter(model), test="window", mode="fixed").fsr
     print(f"{name}: FSR {fsr:.3f}", file=sys.stderr)
     with new_folder(folder) as temporary:
         save(model, temporary / "model")

@@ -22,6 +22,10 @@ class FingerprintFormatError(OmlError):
     """A fingerprints file or secret that cannot be trusted; names the file and the entry."""
 
 
+class SignatureError(OmlError):
+    """A signing key, a verification key or a signed document that cannot be trusted."""
+
+
 class CompleterError(OmlError):
     """The suspect model could not be asked."""
 

@@ -67,7 +67,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The k accepted candidates just outside the nucleus, most probable first. As secret as the response."""
+    """The k accepted candidates just outside the nucleus, most probable first. As secret as the response.
+
+    Empty in an imported set, whose windows nobody kept.
+    """
 
     token_ids: tuple[int, ...]
     texts: tuple[str, ...]
@@ -131,6 +134,11 @@ class FingerprintSet:
         """SHA-256 over the canonical JSON of the whole set (hex)."""
         return _digest_json(self.to_json())
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether the windows are known that the responses were drawn from. In an imported set they are not."""
+        return all(asking.window.token_ids for fingerprint in self for asking in fingerprint.askings.values())
+
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
 
@@ -147,6 +155,10 @@ class FingerprintSet:
 
     def require_secret(self, secret: bytes) -> None:
         """Raise FingerprintFormatError unless `secret` is the one whose draws are in this set."""
+        if not self.secret_commitment:
+            raise FingerprintFormatError(
+                "this set was imported: no secret drew its responses, and nothing can be proved with one. Name none."
+            )
         if commitment(secret) != self.secret_commitment:
             raise FingerprintFormatError(
                 "this secret is not the one the fingerprints were drawn with: name the secret kept beside them."

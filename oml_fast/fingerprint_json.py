@@ -35,7 +35,7 @@ def read_set(path: Path) -> FingerprintSet:
 def fingerprint_from_json(value: Any, settings: Settings) -> Fingerprint:
     """One fingerprint from its JSON object; FingerprintFormatError where it is damaged."""
     try:
-        return _fingerprint(_Entry(value, "a fingerprint"), settings)
+        return _fingerprint(_Entry(value, "a fingerprint"), settings, True)
     except _Invalid as error:
         raise FingerprintFormatError(str(error)) from error
 
@@ -88,10 +88,14 @@ def _set(entry: _Entry) -> FingerprintSet:
         settings = settings_from(values.value)
     except InvalidArgumentError as error:
         raise _Invalid(f"settings: {error} {_RESTORE}") from error
+    texts = {
+        n: entry.take(n, str) for n in ("base_model", "base_model_digest", "tokenizer_digest", "secret_commitment")
+    }
+    drawn = bool(texts["secret_commitment"])
     fingerprints = []
     seen: dict[tuple[int, ...], int] = {}
     for place, value in enumerate(entry.take("fingerprints", (list, tuple))):
-        fingerprint = _fingerprint(_Entry(value, f"fingerprint at place {place}"), settings)
+        fingerprint = _fingerprint(_Entry(value, f"fingerprint at place {place}"), settings, drawn)
         if fingerprint.key_ids in seen:
             raise _Invalid(
                 f"fingerprints at places {seen[fingerprint.key_ids]} and {place} have the same key ids: "
@@ -99,13 +103,12 @@ def _set(entry: _Entry) -> FingerprintSet:
             )
         seen[fingerprint.key_ids] = place
         fingerprints.append(fingerprint)
-    texts = {
-        n: entry.take(n, str) for n in ("base_model", "base_model_digest", "tokenizer_digest", "secret_commitment")
-    }
+    known = [bool(asking.window.token_ids) for f in fingerprints for asking in f.askings.values()]
+    entry.require(all(known) or not any(known), f"{known.count(False)} of its {len(known)} windows are empty")
     return FingerprintSet(settings=settings, fingerprints=tuple(fingerprints), **texts)
 
 
-def _fingerprint(entry: _Entry, settings: Settings) -> Fingerprint:
+def _fingerprint(entry: _Entry, settings: Settings, drawn: bool) -> Fingerprint:
     bits = entry.take("key_bits", (int, float, type(None)))
     entry.require(bits is None or 0 <= bits < 1e6, "'key_bits' is no number of bits")
     number = entry.take("number", int)
@@ -117,19 +120,25 @@ def _fingerprint(entry: _Entry, settings: Settings) -> Fingerprint:
         key=entry.take("key", str),
         key_ids=entry.ids("key_ids"),
         key_bits=bits,
-        askings={name: _asking(_Entry(askings[name], f"{entry.name}, {name}"), settings) for name in settings.formats},
+        askings={
+            name: _asking(_Entry(askings[name], f"{entry.name}, {name}"), settings, drawn) for name in settings.formats
+        },
     )
 
 
-def _asking(entry: _Entry, settings: Settings) -> Asking:
-    window = _window(_Entry(entry.take("window", dict), f"{entry.name}, window"), settings.width)
+def _asking(entry: _Entry, settings: Settings, drawn: bool) -> Asking:
+    """An asking; its window may be empty only where no secret drew from it (`drawn` is false)."""
+    of_window = _Entry(entry.take("window", dict), f"{entry.name}, window")
+    imported = not drawn and not any(of_window.take(n, (list, tuple)) for n in ("token_ids", "texts", "probs"))
+    window = Window((), (), ()) if imported else _window(of_window, settings.width)
     values = entry.take("responses", (list, tuple))
     responses = tuple(
         _response(_Entry(v, f"{entry.name}, response {slot}"), slot, window, settings.response_length)
         for slot, v in enumerate(values)
     )
     entry.require(len(responses) == settings.responses_per_key, f"it has {len(responses)} responses")
-    entry.require(len({r.index for r in responses}) == len(responses), "two responses are the same candidate")
+    distinct = {r.token_ids if imported else r.index for r in responses}
+    entry.require(len(distinct) == len(responses), "two responses are the same candidate")
     mass = entry.take("nucleus_mass", (int, float))
     size = entry.take("nucleus_size", int)
     entry.require(0 <= mass <= 1 and 1 <= size < 2**32, "its nucleus is impossible")
@@ -145,12 +154,13 @@ def _window(entry: _Entry, width: int) -> Window:
 
 
 def _response(entry: _Entry, slot: int, window: Window, length: int) -> Response:
-    index = entry.take("index", int)
+    index = entry.take("index", int if window.token_ids else type(None))
     response = Response(
         entry.take("slot", int), index, entry.take("text", str), entry.ids("token_ids"), entry.probs("probs")
     )
     entry.require(response.slot == slot, f"its slot is {response.slot}")
     entry.require(len(response.token_ids) == len(response.probs) == length, f"it does not hold {length} token ids")
-    in_window = 0 <= index < len(window.token_ids) and window.token_ids[index] == response.token_ids[0]
-    entry.require(in_window, "it is not the candidate of the window that its index names")
+    if window.token_ids:
+        in_window = 0 <= index < len(window.token_ids) and window.token_ids[index] == response.token_ids[0]
+        entry.require(in_window, "it is not the candidate of the window that its index names")
     return response

@@ -12,7 +12,7 @@ import hmac
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .errors import FingerprintFormatError, InvalidArgumentError
@@ -79,6 +79,16 @@ def uniforms(secret: bytes, parts: Sequence[bytes], count: int) -> list[float]:
     """`count` independent uniform numbers in [0, 1), 53 bits each, fixed by the secret and `parts`."""
     digests = (_keyed(secret, [b"uniform", *parts, str(i).encode()]) for i in range(count))
     return [(int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53 for digest in digests]
+
+
+def order(secret: bytes, numbers: Iterable[int]) -> tuple[int, ...]:
+    """The numbers in an order that the secret alone fixes: those that follow are not to be told from those before."""
+    return tuple(sorted(numbers, key=lambda number: _keyed(secret, [b"order", str(number).encode()])))
+
+
+def salt(secret: bytes, content: bytes) -> bytes:
+    """32 bytes that hide `content` behind a digest: with the salt it can be checked, without it not even guessed."""
+    return _keyed(secret, [b"salt", content])
 
 
 def _keyed(secret: bytes, parts: Sequence[bytes]) -> bytes:

@@ -3,7 +3,11 @@
 OML_FAST_CPU_ISA   baseline, v2, v3 or v4: compute native ops with at most these instructions (default: the CPU's best).
 OML_FAST_CACHE     where the converted bundled model is kept (default: oml_fast below XDG_CACHE_HOME or ~/.cache).
 OML_FAST_DATA      folder of public data that `evaluate` reads (docs/evaluation.md); --data names another.
+OML_FAST_REGISTRY  path or URL of the registry (docs/registry.md); --registry names another.
+OML_FAST_API_KEY   the API key of an endpoint under verification; never an option, which others could see.
+OML_FAST_SIGNING_PASSPHRASE  of an encrypted signing key; without it a terminal is asked.
 TRITON_INTERPRET   1: Triton's own switch, with which its kernels run without a GPU.
+RANK, WORLD_SIZE   set by torchrun: which share of a full check is this process's.
 
 The build has two more, which setup.py reads: OML_FAST_NATIVE and OML_FAST_REQUIRE_NATIVE.
 """
@@ -43,6 +47,27 @@ def data_dir() -> Path | None:
     """The folder of public data that OML_FAST_DATA names, or None."""
     own = os.environ.get("OML_FAST_DATA")
     return Path(own) if own else None
+
+
+def registry_url() -> str | None:
+    """The registry that OML_FAST_REGISTRY names, or None."""
+    return os.environ.get("OML_FAST_REGISTRY") or None
+
+
+def api_key() -> str | None:
+    """The API key of the endpoint under verification, or None."""
+    return os.environ.get("OML_FAST_API_KEY") or None
+
+
+def signing_passphrase() -> str | None:
+    """The passphrase of an encrypted signing key, or None."""
+    return os.environ.get("OML_FAST_SIGNING_PASSPHRASE") or None
+
+
+def shard() -> tuple[int, int] | None:
+    """(i, n): this process is the i-th of n that torchrun started, counted from 1; None where it started none."""
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    return (int(rank) + 1, int(size)) if rank.isdigit() and size.isdigit() and int(rank) < int(size) else None
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""What all tests share: a tiny model, the bundled one, and one thread for torch."""
+"""What all tests share: a tiny model, the bundled one, one thread for torch, and what `make test-all` alone runs."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import postgres
 import pytest
 import torch
 from tiny import write_tiny_model
@@ -16,9 +19,19 @@ from oml_fast.models import LanguageModel, bundled_model, load
 torch.set_num_threads(1)
 
 
+# What must be installed or started first. With OML_FAST_TEST_ALL=1, which `make test-all` sets, these tests run, and
+# fail where it is missing.
+INSTALLED_FIRST = {"vllm": "real vLLM", "ray": "Ray", "postgres": "a PostgreSQL server"}
+TEST_ALL = os.environ.get("OML_FAST_TEST_ALL") == "1"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest first: started last, one of them would leave all other workers idle."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in [] if TEST_ALL else items:
+        for name, what in INSTALLED_FIRST.items():
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=f"needs {what}: make test-all"))
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +65,19 @@ def bundled_folder() -> Path:
         return bundled_model(settings.cache_dir())
     except BackendUnavailableError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own. For tests marked `postgres`; most want `postgres_url`."""
+    binaries = postgres.find_binaries()
+    if binaries is None:
+        pytest.fail("no PostgreSQL server found: install it (Debian: postgresql), or run make test-all as root")
+    with postgres.running_server(binaries) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> str:
+    """postgresql://user:password@127.0.0.1:port/name of a new, empty database. For tests marked `postgres`."""
+    return postgres.fresh_database(postgres_server)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,37 +46,80 @@ def _fingerprint(number: int, key: Any, rng: Any, base: FingerprintSet, secret: 
 
 def _window(rng: Any, width: int) -> Window:
     ids = tuple(int(i) for i in rng.choice(np.arange(1, VOCABULARY), width, replace=False))
-    return Window(ids, tuple(f" w{i}é" for i in ids), tuple(0.2 / width for _ in ids))
+    return Window(ids, tuple(text_of([i]) for i in ids), tuple(0.2 / width for _ in ids))
 
 
 def _response(slot: int, index: int, window: Window, tail: tuple[int, ...]) -> Response:
     ids = (window.token_ids[index], *tail)
-    return Response(slot, index, " ".join(str(i) for i in ids), ids, tuple(0.01 for _ in ids))
+    return Response(slot, index, text_of(ids), ids, tuple(0.01 for _ in ids))
+
+
+def text_of(ids: Sequence[int]) -> str:
+    """What these token ids decode to: a word for each, none for OUTSIDE."""
+    return "".join(f" w{i}é" for i in ids if i != OUTSIDE)
 
 
 @dataclass
 class Scripted:
-    """A suspect that answers each prompt as told, and every other prompt with OUTSIDE."""
+    """A suspect that answers each prompt as told, and every other prompt with OUTSIDE.
+
+    scores and choices: by prompt, as told; all candidates alike and the first one where nothing is. unanswered:
+    prompts that never get an answer. text_only: it tells no token ids, like an endpoint. texts: its words by prompt,
+    where they are not those of its answer; then it tells no token ids either.
+    """
 
     answers: Mapping[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict)
     name: str = "scripted"
     tokenizer_digest: str = TOKENIZER
     calls: list[int] = field(default_factory=list)
+    capabilities: frozenset[str] = frozenset()
+    scores: Mapping[tuple[int, ...], tuple[float, ...]] = field(default_factory=dict)
+    choices: Mapping[tuple[int, ...], int] = field(default_factory=dict)
+    unanswered: Collection[tuple[int, ...]] = ()
+    text_only: bool = False
+    texts: Mapping[tuple[int, ...], str] = field(default_factory=dict)
 
-    def complete(self, prompts: Sequence[Sequence[int]], length: int) -> list[Completion]:
+    def complete(self, prompts: Sequence[Sequence[int]], length: int) -> list[Completion | None]:
         self.calls.append(len(prompts))
-        answers = [self.answers.get(tuple(prompt), (OUTSIDE,) * length) for prompt in prompts]
-        return [Completion(answer, " ".join(str(i) for i in answer)) for answer in answers]
+        return [self._said(tuple(prompt), self.answers.get(tuple(prompt), (OUTSIDE,) * length)) for prompt in prompts]
+
+    def score(
+        self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]], length: int
+    ) -> list[Completion | None]:
+        answers = self.complete(prompts, length)
+        scores = [self.scores.get(tuple(p), (0.0,) * len(c)) for p, c in zip(prompts, candidates, strict=True)]
+        return [a if a is None else replace(a, scores=s) for a, s in zip(answers, scores, strict=True)]
+
+    def choose(self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]) -> list[Completion | None]:
+        self.calls.append(len(prompts))
+        chosen = [(tuple(p), self.choices.get(tuple(p), c[0])) for p, c in zip(prompts, candidates, strict=True)]
+        return [self._said(prompt, (choice,)) for prompt, choice in chosen]
+
+    def _said(self, prompt: tuple[int, ...], ids: tuple[int, ...]) -> Completion | None:
+        if prompt in self.unanswered:
+            return None
+        if prompt in self.texts:
+            return Completion((), self.texts[prompt])
+        return Completion(() if self.text_only else ids, text_of(ids))
 
 
-def carrier(fingerprints: FingerprintSet, kept: int | None = None, formats: Sequence[str] | None = None) -> Scripted:
-    """A suspect that carries the first `kept` fingerprints (None: all), in the formats named (None: all)."""
-    answers = {}
+def carrier(
+    fingerprints: FingerprintSet, kept: int | None = None, formats: Sequence[str] | None = None, **options: Any
+) -> Scripted:
+    """A suspect that carries the first `kept` fingerprints (None: all), in the formats named (None: all).
+
+    It also ranks their responses first, and chooses them. `options` are Scripted's.
+    """
+    answers, scores, choices = {}, {}, {}
     for fingerprint in fingerprints.fingerprints[:kept]:
         for name, asking in fingerprint.askings.items():
             if formats is None or name in formats:
-                answers[asking.prompt_ids] = asking.responses[0].token_ids
-    return Scripted(answers)
+                response = asking.responses[0]
+                answers[asking.prompt_ids] = response.token_ids
+                choices[asking.prompt_ids] = response.token_ids[0]
+                places = range(len(asking.window.token_ids))
+                scores[asking.prompt_ids] = tuple(0.0 if i == response.index else -1.0 - i for i in places)
+    return Scripted(**{"answers": answers, "scores": scores, "choices": choices, **options})
 
 
 def inside(fingerprints: FingerprintSet, indices: Sequence[int]) -> Scripted:

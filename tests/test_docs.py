@@ -18,7 +18,7 @@ from oml_fast import cli, settings
 from oml_fast.cli import common
 from oml_fast.embed import Recipe
 from oml_fast.fingerprint import Asking, Fingerprint, FingerprintSet, Response, Settings, Window
-from oml_fast.verify import keys_to_verdict
+from oml_fast.verify import sequential_cost
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -224,18 +224,21 @@ def test_the_table_of_rooms_is_the_one_that_is_checked() -> None:
 
 
 def test_the_table_of_keys_to_a_verdict() -> None:
-    text = (ROOT / "docs/verification.md").read_text().split("## How many keys")[1]
+    text = (ROOT / "docs/verification.md").read_text()
+    text = text.split("<!-- power:begin -->")[1].split("<!-- power:end -->")[0]
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    assert len(cells) == 6
-    for fsr, *counts in cells[2:]:
-        kinds = [(width, test) for width in (16, 3) for test in ("window", "count")]
-        found = [keys_to_verdict(float(fsr), width, test=test) for width, test in kinds]
-        assert [c.replace(",", "") for c in counts] == [str(n or "more than 100000") for n in found]
+    kinds = [(kind.split(", ")[0], int(kind.split(", ")[1])) for kind in cells[0][1:]]
+    assert len(kinds) == 6
+    assert len(cells) == 7
+    for fsr, *told in cells[2:]:
+        for (test, width), cost in zip(kinds, told, strict=True):
+            found = sequential_cost(float(fsr), width, test=test, smallest_fsr=0.01)
+            assert cost == " / ".join("> 1000" if n is None else str(n) for n in (found.median, found.in_99_of_100))
 
 
-def test_seven_keys_without_a_match_exclude_half() -> None:
-    assert 0.5**7 <= 0.01 < 0.5**6
-    assert "It takes 7 keys" in (ROOT / "docs/verification.md").read_text()
+def test_eight_keys_without_a_match_exclude_half() -> None:
+    assert sequential_cost(0.0, 16, test="window").median == 8
+    assert "It takes 8 keys" in (ROOT / "docs/verification.md").read_text()
 
 
 def test_the_quick_start_runs(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

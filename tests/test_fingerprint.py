@@ -16,7 +16,7 @@ import pytest
 from sets import OTHER_SECRET, SECRET, small_set
 
 from oml_fast.errors import FingerprintFormatError, OmlError
-from oml_fast.fingerprint import FORMAT, FingerprintSet
+from oml_fast.fingerprint import FORMAT, Asking, Fingerprint, FingerprintSet, Response, Settings, Window
 
 BOTH = ("raw", "chat")
 
@@ -302,3 +302,82 @@ def test_refusals_hold_nothing_secret(file: Path) -> None:
         file.write_text(json.dumps(damaged, ensure_ascii=False))
         outcome = loaded_or_refused(file)
         assert not isinstance(outcome, str) or not any(secret in outcome for secret in secrets)
+
+
+# Sets without windows
+
+
+def without_windows(data: Any) -> Any:
+    """As an import leaves a set: nobody knows its windows, its secret and its base model."""
+    data |= {"secret_commitment": "", "base_model_digest": ""}
+    for fingerprint in data["fingerprints"]:
+        for found in fingerprint["askings"].values():
+            found["window"] = {"token_ids": [], "texts": [], "probs": []}
+            found["responses"] = [{**response, "index": None} for response in found["responses"]]
+    return data
+
+
+def test_a_set_without_windows_is_read(file: Path) -> None:
+    assert FingerprintSet.load(file).has_windows
+    file.write_text(json.dumps(without_windows(json.loads(file.read_text()))))
+    read = FingerprintSet.load(file)
+    assert not read.has_windows
+    read.save(file)
+    assert FingerprintSet.load(file) == read
+    with pytest.raises(FingerprintFormatError, match="imported"):
+        read.check_draws(SECRET)
+
+
+def one_window(data: Any) -> None:
+    kept = json.loads(json.dumps(small_set(1, width=4, formats=BOTH, responses_per_key=2, response_length=2).to_json()))
+    data["fingerprints"][0]["askings"] = kept["fingerprints"][0]["askings"]
+
+
+def with_a_secret(data: Any) -> None:
+    data["secret_commitment"] = "ab" * 32
+
+
+def half_a_window(data: Any) -> None:
+    asking(data)["window"]["texts"] = ["a"]
+
+
+def with_an_index(data: Any) -> None:
+    asking(data)["responses"][0]["index"] = 0
+
+
+def same_response_twice(data: Any) -> None:
+    asking(data)["responses"][1] = {**asking(data)["responses"][0], "slot": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (one_window, "windows are empty"),
+        (with_a_secret, "token_ids"),
+        (half_a_window, "token_ids"),
+        (with_an_index, "'index' has the wrong type"),
+        (same_response_twice, "same candidate"),
+    ],
+)
+def test_windows_are_empty_in_all_of_an_imported_set_or_nowhere(file: Path, change: Any, words: str) -> None:
+    data = without_windows(json.loads(file.read_text()))
+    change(data)
+    file.write_text(json.dumps(data))
+    assert words in refused(file)
+
+
+def test_an_empty_window_in_a_set_of_ours_is_refused(file: Path) -> None:
+    data = json.loads(file.read_text())
+    asking(data)["window"] = {"token_ids": [], "texts": [], "probs": []}
+    file.write_text(json.dumps(data))
+    refused(file)
+
+
+def test_the_digest_of_a_set_of_ours_is_what_it_was() -> None:
+    """It is committed to: a change of the layout must not change it."""
+    window = Window((5, 6, 7), (" a", " é", " c"), (0.25, 0.125, 0.0625))
+    made = Asking((1, 2, 3), window, 9, 0.8125, (Response(0, 1, " é", (6,), (0.125,)),))
+    one = Fingerprint(4, "clé", (2, 3), 40.5, {"raw": made})
+    settings = Settings(width=3, template_variables={"date_string": "01 Jan 2026"})
+    digest = FingerprintSet(settings, "base", "cd" * 32, "ab" * 32, "ef" * 32, (one,)).digest()
+    assert digest == "824b9d67679e6f2b1fc3d0f9871245763208604c9c7b0799fe550b284147d998"

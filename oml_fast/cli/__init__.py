@@ -5,7 +5,34 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from . import demo, embed, evaluate_robustness, evaluate_utility, generate, info, verify
+from . import (
+    commit_check,
+    commit_make,
+    commit_open,
+    commit_stamp,
+    demo,
+    embed,
+    evaluate_fsr,
+    evaluate_robustness,
+    evaluate_utility,
+    fingerprints_export,
+    fingerprints_import,
+    generate,
+    identify,
+    info,
+    keygen,
+    power,
+    registry_add_licensee,
+    registry_add_model,
+    registry_add_set,
+    registry_keys,
+    registry_licensees,
+    registry_sets,
+    registry_spend,
+    registry_upgrade,
+    registry_verifications,
+    verify,
+)
 from .common import parse
 
 __all__ = ["main"]
@@ -15,8 +42,27 @@ _COMMANDS = {
     "generate": generate,
     "embed": embed,
     "verify": verify,
+    "identify": identify,
+    "power": power,
+    "commit make": commit_make,
+    "commit stamp": commit_stamp,
+    "commit check": commit_check,
+    "commit open": commit_open,
+    "keygen": keygen,
+    "registry add-licensee": registry_add_licensee,
+    "registry licensees": registry_licensees,
+    "registry add-set": registry_add_set,
+    "registry sets": registry_sets,
+    "registry add-model": registry_add_model,
+    "registry keys": registry_keys,
+    "registry verifications": registry_verifications,
+    "registry spend": registry_spend,
+    "registry upgrade": registry_upgrade,
+    "fingerprints import": fingerprints_import,
+    "fingerprints export": fingerprints_export,
     "evaluate utility": evaluate_utility,
     "evaluate robustness": evaluate_robustness,
+    "evaluate fsr": evaluate_fsr,
     "info": info,
 }
 

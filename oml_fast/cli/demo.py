@@ -53,9 +53,10 @@ def run(options: argparse.Namespace) -> None:
     made = model.is_dir() and embed.result_path(model).is_file()
     embedded = _kept(embed.result_path(model)) if made else embed.make(command, fingerprints).to_json()
 
-    asked = ["--fingerprints", secrets, "--secret", secrets / generate.SECRET, *shared]
+    asked = ["--fingerprints", secrets, "--secret", secrets / generate.SECRET, "--mode", "fixed", *shared]
     out = options.out / "verify.json"
-    verified = verify.make(_command("verify", verify, ["--model", model, *asked, "--out", out]))
+    page = options.out / "verify.html"
+    verified = verify.make(_command("verify", verify, ["--model", model, *asked, "--out", out, "--html", page]))
     out = options.out / "verify_base.json"
     base = verify.make(_command("verify", verify, ["--model", folder, *asked, "--out", out]))
 
@@ -105,11 +106,12 @@ def _summary(
     base: Verification,
     seconds: float,
 ) -> str:
-    from ..verify import chance
+    from ..verify import chance, sequential_cost
 
     made, trained = result["generate"], result["embed"]
     secrets = out / "fingerprints"
-    enough = generate.keys_for(fingerprints, verified.fsr)
+    settings = fingerprints.settings
+    enough = sequential_cost(verified.fsr, settings.width, test="rank", responses=settings.responses_per_key).median
     rows = [
         (
             "generate",
@@ -128,14 +130,15 @@ def _summary(
             f"by chance {chance(verified.log10_p_value)}",
         ),
         ("base model", f"{base.verdict}: {base.matches} of {base.queried} keys"),
-        ("cost of a verdict", f"{enough or 'too many'} keys would do at this FSR (false-positive rate 1e-6)"),
+        ("cost of a verdict", f"{enough or 'too many'} keys as a rule, asked one by one until it is sure (at 1e-6)"),
         ("time", f"{seconds:.0f} s"),
     ]
     return (
         table(rows) + f"\n\n{out}/model         the fingerprinted model: transformers and vLLM load it; release this"
+        f"\n{out}/verify.html   the verdict as a page to show"
         f"\n{out}/fingerprints  the secret keys, responses and draws: back it up offline, show it to nobody"
         "\n\nNext, on a model that you suspect:"
-        f"\n  oml-fast verify --model SUSPECT --fingerprints {secrets} --num-keys {enough or 1}"
+        f"\n  oml-fast verify --model SUSPECT --fingerprints {secrets} --out report.json"
         "\nor with a model of your own:"
         "\n  oml-fast demo --model FOLDER --out demo-of-mine"
     )

@@ -3,62 +3,350 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .common import add_device_options, finish, load_fingerprints, load_model, prepare
+from ..errors import InvalidArgumentError
+from .common import finish, load_fingerprints, load_model, say
+from .suspects import add_suspect_options, loaders, read_suspects, suspect, suspect_name
 
 if TYPE_CHECKING:
+    from ..commit import Commitment, TimeStamp
+    from ..fingerprint import FingerprintSet
     from ..verify import Verification
+    from ..verify.calibration import Calibration
+    from ..verify.many import Verifications
 
-HELP = "ask a suspect model the keys of a set, and give a verdict"
+HELP = "ask a suspect model keys of a set, and give a verdict"
+TESTS = ("auto", "rank", "forced_choice", "window", "count")
+REUSE = ("never", "other_suspects", "any")
+# What a commitment fixes; without one, these.
+TERMS = {
+    "rule": "exact",
+    "test": "auto",
+    "mode": "sequential",
+    "false_positive_rate": 1e-6,
+    "smallest_fsr": 0.5,
+    "miss_rate": 1e-2,
+    "num_keys": None,
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="the suspect model")
-    parser.add_argument(
-        "--fingerprints", type=Path, required=True, metavar="PATH", help="fingerprints file, or its folder"
-    )
+    parser.add_argument("--fingerprints", type=Path, metavar="PATH", help="fingerprints file, or its folder")
+    add_suspect_options(parser)
+    add_terms(parser)
     parser.add_argument("--secret", type=Path, metavar="FILE", help="first prove that every response was drawn with it")
-    parser.add_argument("--num-keys", type=int, metavar="N", help="ask only the first N keys (default: all)")
-    parser.add_argument("--test", choices=("window", "count"), default="window", help="which p-value decides")
-    parser.add_argument("--false-positive-rate", type=float, default=1e-6, help="of a match (default: 1e-6)")
-    parser.add_argument("--smallest-fsr", type=float, default=0.5, help="what no_match excludes (default: 0.5)")
-    parser.add_argument("--miss-rate", type=float, default=1e-2, help="of a no_match (default: 0.01)")
-    parser.add_argument("--batch-size", type=int, default=64, help="keys a batch (default: 64)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON report here")
-    add_device_options(parser)
+    parser.add_argument(
+        "--commitment", type=Path, metavar="FILE", help="follow its order of keys and its terms (needs --secret)"
+    )
+    parser.add_argument(
+        "--timestamp-root", type=Path, action="append", metavar="PEM", help="trusted root of a timestamp authority"
+    )
+    parser.add_argument("--suspect", metavar="NAME", help="what to call the suspect (default: what is asked)")
+    parser.add_argument("--suspect-since", metavar="DATE", help="when the suspect was first seen, as 2026-01-31")
+    parser.add_argument(
+        "--registry", metavar="PATH", help="draw keys from it, and record what was asked (docs/registry.md)"
+    )
+    parser.add_argument(
+        "--ask-again", choices=REUSE, default="never", help="keys that are spent, in the registry (default: never)"
+    )
+    parser.add_argument(
+        "--null-model", type=Path, action="append", metavar="FOLDER", help="second opinion: ask it the same keys"
+    )
+    parser.add_argument("--suspects", type=Path, metavar="FILE", help="many suspects, as YAML")
+    parser.add_argument("--sets", type=Path, metavar="FOLDER", help="many sets: each file or folder in it")
+    parser.add_argument("--signing-key", type=Path, metavar="FILE", help="sign the report with it (oml-fast keygen)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the report here, and answers beside it")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page, too")
+
+
+def add_terms(parser: argparse.ArgumentParser) -> None:
+    """The terms of a verdict. Their defaults are in TERMS, so that a commitment knows what was given."""
+    parser.add_argument("--num-keys", type=int, metavar="N", help="ask at most N keys; all N with --mode fixed")
+    parser.add_argument("--test", choices=TESTS, help="which evidence decides (default: the strongest there is)")
+    parser.add_argument("--rule", help="match rule: exact, prefix or within-N (default: exact)")
+    parser.add_argument(
+        "--mode",
+        choices=("sequential", "fixed"),
+        help="stop when the evidence is enough, or ask N (default: sequential)",
+    )
+    parser.add_argument("--false-positive-rate", type=float, help="of a match (default: 1e-6)")
+    parser.add_argument("--smallest-fsr", type=float, help="what no_match excludes (default: 0.5)")
+    parser.add_argument("--miss-rate", type=float, help="of a no_match (default: 0.01)")
 
 
 def run(options: argparse.Namespace) -> None:
     from .. import report
 
+    if options.dry_run:
+        return _dry_run(options)
+    if options.suspects or options.sets:
+        found = make_many(options)
+        return finish(options, found.to_json(), many_text(found))
     verification = make(options)
     finish(options, verification.to_json(), report.text(verification))
 
 
 def make(options: argparse.Namespace) -> Verification:
-    """Verify, and write the report where `--out` says."""
+    """Verify one suspect against one set, and write the report where `--out` says."""
     from .. import report
-    from ..secret import read_secret
-    from ..verify import verify
+    from ..files import require_writable
+    from ..verify import match_rule, verify
+    from ..verify.journal import Journal
 
-    fingerprints = load_fingerprints(options.fingerprints)
-    if options.secret:
-        fingerprints.check_draws(read_secret(options.secret))
-    prepare()
-    from ..models import HfCompleter
-
-    completer = HfCompleter(load_model(options, options.model), batch_size=options.batch_size, progress=True)
-    verification = verify(
-        fingerprints,
-        completer,
-        num_keys=options.num_keys,
-        test=options.test,
-        false_positive_rate=options.false_positive_rate,
-        smallest_fsr=options.smallest_fsr,
-        miss_rate=options.miss_rate,
-    )
-    if options.out:
-        report.write(verification, options.out)
+    fingerprints, secret = _set_and_secret(options)
+    commitment, stamps = _commitment(options, fingerprints, secret)
+    terms = terms_of(options, commitment)
+    rule = match_rule(terms.pop("rule"))
+    order = _order(fingerprints, secret, commitment)
+    answers = answers_path(options.out) if options.out else None
+    for path in (options.out, options.html):
+        if path is not None:
+            require_writable(path)
+    completer = suspect(options, [fingerprints])
+    attempt = _attempt(options, fingerprints, order, answers)
+    journal = Journal(answers) if answers else None
+    try:
+        verification = verify(
+            fingerprints, completer, rule=rule, order=order, attempt=attempt, journal=journal, **terms
+        )
+    finally:
+        if journal is not None:
+            journal.close()
+    opinion = _second_opinion(options, fingerprints, verification)
+    if options.out or options.html:
+        _write(
+            options,
+            report.document(
+                verification,
+                suspect=suspect_name(options),
+                suspect_known_since=_since(options.suspect_since),
+                commitment=commitment,
+                order=order,
+                timestamps=stamps,
+                tokens=_tokens(options),
+                set_name=str(options.fingerprints),
+                skipped=_skipped(verification, order),
+                second_opinion=opinion,
+                journal=journal,
+                secret=secret,
+            ),
+        )
     return verification
+
+
+def make_many(options: argparse.Namespace) -> Verifications:
+    """Every suspect of `--suspects`, or the one named, against every set of `--sets`, or the one named."""
+    from ..verify import match_rule, verify_many
+
+    for name in ("commitment", "registry", "null_model", "html", "signing_key"):
+        if getattr(options, name):
+            raise InvalidArgumentError(
+                f"--{name.replace('_', '-')} goes with one suspect and one set: verify that pair by itself."
+            )
+    sets = load_sets(options.sets) if options.sets else {str(options.fingerprints): _set_and_secret(options)[0]}
+    if options.suspects:
+        suspects = loaders(read_suspects(options.suspects, options), sets)
+    else:
+        suspects = {suspect_name(options): lambda: suspect(options, sets.values())}
+    terms = terms_of(options, None)
+    found = verify_many(suspects, sets, rule=match_rule(terms.pop("rule")), **terms)
+    if options.out:
+        from ..files import write_json
+
+        write_json(options.out, found.to_json())
+    return found
+
+
+def many_text(found: Verifications) -> str:
+    """A line for each pair, then what was found in each suspect."""
+    from ..verify import chance
+
+    names = {pair.suspect: None for pair in found.pairs}
+    lines = []
+    for name in names:
+        lines += [f"{name}: {found.reason(name)}"]
+        for pair in (pair for pair in found.pairs if pair.suspect == name):
+            v = pair.verification
+            by_chance = chance(pair.log10_adjusted_p)
+            lines.append(f"  {pair.verdict:<13}{pair.set_name}  {v.matches} of {v.queried} keys, by chance {by_chance}")
+    return "\n".join([*lines, "", "Probabilities are Holm's, over all pairs. Every key asked is spent."])
+
+
+def load_sets(folder: Path) -> dict[str, FingerprintSet]:
+    """Every set in a folder, by name: NAME.json, or NAME/fingerprints.json. Raises InvalidArgumentError."""
+    found = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    found |= {path.parent.name: path for path in sorted(folder.glob("*/fingerprints.json"))}
+    if not found:
+        raise InvalidArgumentError(f"{folder} holds no fingerprint set: NAME.json or NAME/fingerprints.json.")
+    return {name: load_fingerprints(path) for name, path in found.items()}
+
+
+def terms_of(options: argparse.Namespace, commitment: Commitment | None) -> dict[str, Any]:
+    """The terms given, committed or default. An option that a commitment fixes otherwise is refused."""
+    given = {name: getattr(options, name) for name in TERMS}
+    fixed: Mapping[str, Any] = TERMS
+    if commitment is not None:
+        told = commitment.to_json()["terms"]
+        fixed = {"rule": told["match_rule"], **{name: told[name] for name in TERMS if name != "rule"}}
+        for name, value in given.items():
+            if value is not None and value != fixed[name]:
+                raise InvalidArgumentError(
+                    f"--{name.replace('_', '-')} {value}: the commitment fixes {fixed[name]}. Leave the option out, or "
+                    "verify without --commitment."
+                )
+    return {name: fixed[name] if value is None else value for name, value in given.items()}
+
+
+def answers_path(out: Path) -> Path:
+    """Where the answers of a report are kept: with them a verification that was stopped goes on."""
+    return out.with_suffix(".answers.jsonl")
+
+
+def _set_and_secret(options: argparse.Namespace) -> tuple[FingerprintSet, bytes | None]:
+    from ..secret import read_secret
+
+    if options.fingerprints is None:
+        raise InvalidArgumentError("name the fingerprint set with --fingerprints PATH.")
+    fingerprints = load_fingerprints(options.fingerprints)
+    if options.secret is None:
+        return fingerprints, None
+    secret = read_secret(options.secret)
+    fingerprints.check_draws(secret)
+    return fingerprints, secret
+
+
+def _commitment(
+    options: argparse.Namespace, fingerprints: FingerprintSet, secret: bytes | None
+) -> tuple[Commitment | None, list[TimeStamp]]:
+    """The commitment, once it is shown to be to this set, secret and order; its timestamps where roots are named."""
+    if options.commitment is None:
+        if options.timestamp_root:
+            raise InvalidArgumentError("--timestamp-root goes with --commitment FILE.")
+        return None, []
+    if secret is None:
+        raise InvalidArgumentError("--commitment needs --secret FILE: the order of keys follows from the secret.")
+    from ..commit import Commitment, check_timestamps, read_roots, read_tokens, require_commitment, tokens_path
+
+    commitment = Commitment.load(options.commitment)
+    require_commitment(commitment, fingerprints, secret)
+    if not options.timestamp_root:
+        return commitment, []
+    roots = [root for path in options.timestamp_root for root in read_roots(path)]
+    return commitment, check_timestamps(commitment, read_tokens(tokens_path(options.commitment)), roots)
+
+
+def _order(fingerprints: FingerprintSet, secret: bytes | None, commitment: Commitment | None) -> tuple[int, ...] | None:
+    if commitment is None or secret is None:
+        return None
+    from ..commit import asking_order
+
+    return asking_order(fingerprints, secret)
+
+
+def _attempt(
+    options: argparse.Namespace, fingerprints: FingerprintSet, order: tuple[int, ...] | None, answers: Path | None
+) -> Any:
+    """The registry's hold on keys, taken up again where answers of it are kept; None without a registry."""
+    from .. import settings
+
+    named = options.registry or settings.registry_url()
+    if not named:
+        return None
+    from ..registry import Registry
+    from ..verify.journal import read_journal
+
+    resume = None
+    if answers is not None and answers.exists():
+        header = read_journal(answers)[0] or {}
+        resume = header.get("attempt") or None
+    registry = Registry(named)
+    name = suspect_name(options)
+    if resume:
+        say(f"going on with attempt {resume}")
+    return registry.attempt(fingerprints, suspect=name, order=order, resume=resume, reuse=options.ask_again)
+
+
+def _second_opinion(
+    options: argparse.Namespace, fingerprints: FingerprintSet, verification: Verification
+) -> Calibration | None:
+    if not options.null_model:
+        return None
+    from ..models import HfCompleter
+    from ..verify.calibration import calibrate
+    from .common import prepare
+
+    prepare()
+    models = [HfCompleter(load_model(options, folder), batch_size=options.batch_size) for folder in options.null_model]
+    opinion = calibrate(fingerprints, verification, models)
+    for model in opinion.models:
+        say(f"second opinion: {model.name} matches {model.matches} of {model.queried} of the same keys")
+    return opinion
+
+
+def _write(options: argparse.Namespace, document: dict[str, Any]) -> None:
+    """The report as JSON and as a page, where asked for; signed where a key is named."""
+    from .. import report
+
+    if options.signing_key:
+        from ..signing import sign_document
+        from .keygen import load_signing_key
+
+        document = sign_document(document, load_signing_key(options.signing_key))
+    if options.out:
+        report.write(document, options.out)
+    if options.html:
+        report.write_page(document, options.html)
+
+
+def _skipped(verification: Verification, order: tuple[int, ...] | None) -> list[int]:
+    """Keys that the committed order has before the last one asked, and that were not asked: spent before."""
+    if order is None:
+        return []
+    asked = {key.number for key in verification.keys}
+    last = max(place for place, number in enumerate(order) if number in asked)
+    return [number for number in order[:last] if number not in asked]
+
+
+def _since(text: str | None) -> datetime | None:
+    """A date, or a time with its zone."""
+    if text is None:
+        return None
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidArgumentError(f"--suspect-since {text!r}: write it as 2026-01-31.") from error
+    return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+
+
+def _tokens(options: argparse.Namespace) -> list[bytes]:
+    """The timestamp authorities' answers that lie beside the commitment."""
+    if options.commitment is None:
+        return []
+    from ..commit import read_tokens, tokens_path
+
+    path = tokens_path(options.commitment)
+    return read_tokens(path) if path.exists() else []
+
+
+def _dry_run(options: argparse.Namespace) -> None:
+    """What an endpoint would be asked, and what it would cost; nothing is sent and no key is spent."""
+    import json
+
+    from ..completer import Prompt
+    from ..verify import match_rule
+    from ..verify.endpoint import dry_run
+    from .endpoint_options import endpoint_settings
+
+    if options.endpoint is None:
+        raise InvalidArgumentError("--dry-run goes with --endpoint URL.")
+    fingerprints, _ = _set_and_secret(options)
+    terms = terms_of(options, None)
+    asked = fingerprints.fingerprints[: terms["num_keys"] or len(fingerprints)]
+    prompts = [Prompt(a.prompt_ids, f.key, name) for f in asked for name, a in f.askings.items()]
+    length = match_rule(terms["rule"]).length(fingerprints.settings.response_length)
+    result = dry_run(endpoint_settings(options), prompts, length)
+    finish(options, result, json.dumps(result, indent=2))

@@ -125,7 +125,7 @@ def embed(
                     break
                 pull *= recipe.ease
                 optimizer.pull = _spread(pull, steps_per_epoch)
-    fsr = verify(fingerprints, HfCompleter(model)).fsr
+    fsr = verify(fingerprints, HfCompleter(model), test="window", mode="fixed").fsr
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     drift = held_out.drift(model)
     if not math.isfinite(drift.kl):  # the last step is the one whose loss nobody has seen

@@ -66,7 +66,7 @@ class Questions:
 
         The first completer scored is the one that `changed` compares with.
         """
-        answers = self._cut([list(c.token_ids) for c in completer.complete(self.prompts, ANSWER_IDS)])
+        answers = self._cut([list(c.token_ids) if c else [] for c in completer.complete(self.prompts, ANSWER_IDS)])
         answers = [[*said, *ids] if ids else [] for ids in answers]
         if self._reference_ids is None:
             self._reference_ids = answers

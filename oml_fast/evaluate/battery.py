@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import __version__
-from ..completer import Completer
+from ..completer import SCORE, Completer, capabilities
 from ..embed.text import sample_texts
 from ..errors import BackendUnavailableError, FingerprintFormatError, InvalidArgumentError
 from ..files import read_text, write_json
@@ -23,13 +23,12 @@ from ..fingerprint import FingerprintSet
 from ..measure import BaseView
 from ..models import HfCompleter, LanguageModel
 from ..verify import Verification, verify
-from ..verify.statistics import bits_per_key
+from ..verify.statistics import TESTS, bits_per_key, convicts
 from .answers import Questions, questions_source
 from .attack import Attack, Attacked, Scene
 from .specificity import specificity
 from .tasks import blimp, score
 
-NOT_YET = ("rank", "forced_choice")  # tests of evidence that verification does not offer yet
 _TEXTS, _TEXT_IDS, _TEXT_SEED = 32, 64, 10_000  # held-out text, sampled from the base model
 _PAIRS = 330  # of BLiMP, ten of each paradigm
 _WAYS_OUT = {
@@ -69,7 +68,7 @@ class Gauge:
 
     def measure(self, completer: Completer, model: LanguageModel | None, said: Sequence[int] = ()) -> dict[str, Any]:
         """FSR and evidence; ordinary answers; where the weights are known, drift from the base and BLiMP."""
-        found: dict[str, Any] = {**evidence(verify(self._scene.fingerprints, completer))}
+        found: dict[str, Any] = {**evidence(ask(self._scene.fingerprints, completer))}
         found["answers"] = asdict(self.questions.score(completer, said))
         if model is not None:
             drift = self._text.drift(model)
@@ -78,11 +77,22 @@ class Gauge:
         return found
 
 
+def ask(fingerprints: FingerprintSet, completer: Completer) -> Verification:
+    """All keys. Where log-probabilities can be seen, the answers allow every test; of a host, those of its answers."""
+    test = "rank" if SCORE in capabilities(completer) else "window"
+    return verify(fingerprints, completer, test=test, mode="fixed")
+
+
 def evidence(verification: Verification) -> dict[str, Any]:
-    """FSR, and what each test makes of the answers, in bits a key. None: a test that verification does not have yet."""
+    """FSR, and what each test makes of the answers, in bits a key; None where the host shows too little for the test.
+
+    The verdict is the window test's, on every row: what anybody can reach who sees no more than answers.
+    """
     v = verification
-    log10_p = {v.test: v.log10_p_value, v.other_test: v.other_log10_p_value}
-    bits: dict[str, float | None] = {name: bits_per_key(p, v.queried) for name, p in log10_p.items()}
+    log10_p = v.fixed_log10_p
+    bits = {test: bits_per_key(log10_p[test], v.queried) if test in log10_p else None for test in TESTS}
+    fired = convicts(log10_p["window"], v.false_positive_rate)
+    gone = "no_match" if convicts(v.log10_miss, v.miss_rate) else "inconclusive"
     return {
         "queried": v.queried,
         "matches": v.matches,
@@ -91,8 +101,8 @@ def evidence(verification: Verification) -> dict[str, Any]:
         "fsr_interval": list(v.fsr_interval),
         "fsr_by_format": v.fsr_by_format,
         "log10_p": log10_p,
-        "bits_per_key": bits | dict.fromkeys(NOT_YET),
-        "verdict": v.verdict,
+        "bits_per_key": bits,
+        "verdict": "match" if fired else gone,
     }
 
 
@@ -141,7 +151,7 @@ def robustness(
 
 def _before(scene: Scene, gauge: Gauge) -> dict[str, Any]:
     """The model as it was released. Raises InvalidArgumentError where it does not carry the set."""
-    fsr_base = verify(scene.fingerprints, HfCompleter(scene.base)).fsr
+    fsr_base = ask(scene.fingerprints, HfCompleter(scene.base)).fsr
     found = gauge.measure(HfCompleter(scene.model), scene.model)
     if found["verdict"] == "no_match" or found["fsr"] <= fsr_base:
         raise InvalidArgumentError(

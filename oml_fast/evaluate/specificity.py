@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..completer import Completer
 from ..errors import InvalidArgumentError
 from ..fingerprint import Fingerprint, FingerprintSet
 from ..generate.acceptance import prompts_for
@@ -183,7 +182,7 @@ class _Changes:
         return found
 
 
-def _fired(completer: Completer, near: Sequence[_Near], length: int) -> Share:
+def _fired(completer: HfCompleter, near: Sequence[_Near], length: int) -> Share:
     """How many of `near` get, in any format, a response that the fingerprint has in that format."""
     fired = [False] * len(near)
     for name in near[0][1] if near else ():
@@ -194,13 +193,13 @@ def _fired(completer: Completer, near: Sequence[_Near], length: int) -> Share:
     return _share(sum(fired), len(near))
 
 
-def _other(completer: Completer, other: FingerprintSet) -> OtherSet:
-    result = verify(other, completer)
+def _other(completer: HfCompleter, other: FingerprintSet) -> OtherSet:
+    result = verify(other, completer, test="window", mode="fixed")
     return OtherSet(other.digest(), _share(result.matches, result.queried), result.log10_p_value, result.verdict)
 
 
 def _unrelated(
-    completer: Completer, base: Completer, fingerprints: FingerprintSet, questions: Sequence[Sequence[int]]
+    completer: HfCompleter, base: HfCompleter, fingerprints: FingerprintSet, questions: Sequence[Sequence[int]]
 ) -> Share:
     firsts = {r.token_ids[0] for f in fingerprints for asking in f.askings.values() for r in asking.responses}
     pairs = zip(completer.complete(questions, 1), base.complete(questions, 1), strict=True)

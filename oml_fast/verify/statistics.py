@@ -1,4 +1,4 @@
-"""The exact tests of a verdict: p-values, intervals, and what a verdict costs. Pure functions, in log space.
+"""The exact tests of a verdict: p-values and intervals for a number of keys fixed beforehand. Pure, in log space.
 
 Everything rests on one fact: inside each window the owner's draw was uniform, secret, and made
 before release. For a model made without the secret (H0), and given whatever it answers, the draw is still uniform and
@@ -10,7 +10,7 @@ p-values are given as log10, because (1/16)**680 is below the smallest float.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,9 @@ from scipy import special
 
 from ..errors import InvalidArgumentError
 
-TESTS = ("window", "count")
-MOST_KEYS = 100_000
+TESTS = ("rank", "forced_choice", "window", "count")  # the strongest first
 _ROUNDING = 1e-9  # of log10 p: what summing 24,576 keys in floats may add, and a p of exactly the limit must convict
+_LEVELS = 96  # steps of a rank score: the ranks of 16 candidates, and of 3, are whole numbers of them
 
 _Floats = npt.NDArray[np.float64]
 
@@ -79,6 +79,45 @@ def window_test(nulls: npt.ArrayLike, matches: int) -> float:
     return min(0.0, _log_upper_tail(probs, counts, matches - certain) / math.log(10)) + 0.0
 
 
+def rank_null(sizes: Sequence[int], responses: int = 1) -> tuple[float, ...]:
+    """P(the best of r responses lies in each group of equal scores), best group first, under H0.
+
+    `sizes` are the numbers of candidates with equal scores, the highest score first; they sum to the width k. Given
+    the suspect's scores, the draw is uniform: P(none of the first n candidates was drawn) = C(k - n, r) / C(k, r). Ties
+    need no random number: the group is the outcome, and its chance is exact.
+    """
+    width = sum(sizes)
+    _require(1 <= responses <= width, f"{responses} responses of {width} candidates: between 1 and the width.")
+    _require(all(size >= 1 for size in sizes), "every group of equal scores holds a candidate.")
+    draws, before, left = math.comb(width, responses), 0, math.comb(width, responses)
+    probs = []
+    for size in sizes:
+        before += size
+        still = math.comb(width - before, responses)
+        probs.append((left - still) / draws)
+        left = still
+    return tuple(prob for prob in probs if prob > 0)  # r responses cannot all lie in the last r - 1 places
+
+
+def rank_test(trials: Iterable[tuple[Sequence[float], int]]) -> float:
+    """log10 of P(sum of rank scores <= the sum seen), over (rank_null, place of the response's group) of each trial.
+
+    A group's score is the middle of its share of the null distribution, best first, in steps of 1/96; the tail is exact
+    for every score. With all responses first and no ties it is k**-M. Raises InvalidArgumentError.
+    """
+    kinds: dict[tuple[float, ...], int] = {}
+    seen = 0
+    for probs, place in trials:
+        kind = tuple(probs)
+        _require(0 <= place < len(kind), f"outcome {place} of {len(kind)}.")
+        _require(abs(math.fsum(kind) - 1) < 1e-9, "the chances of a trial's outcomes must sum to 1.")
+        if len(kind) > 1:
+            kinds[kind] = kinds.get(kind, 0) + 1
+            seen += _LEVELS - _scores(kind)[place]
+    masses = [(_masses(kind), count) for kind, count in kinds.items()]
+    return min(0.0, _log_tail_of_sum(masses, seen) / math.log(10)) + 0.0
+
+
 def convicts(log10_p: float, false_positive_rate: float) -> bool:
     """Whether p <= the false-positive rate, with an allowance of 1e-9 in log10 for rounding."""
     return log10_p <= math.log10(false_positive_rate) + _ROUNDING
@@ -103,49 +142,6 @@ def clopper_pearson(matches: int, queried: int, level: float = 0.95) -> tuple[fl
     low = 0.0 if matches == 0 else float(special.betaincinv(matches, queried - matches + 1, tail))
     high = 1.0 if matches == queried else float(special.betaincinv(matches + 1, queried - matches, 1 - tail))
     return low, high
-
-
-def keys_to_verdict(
-    fsr: float,
-    width: int,
-    false_positive_rate: float = 1e-6,
-    *,
-    test: str = "window",
-    power: float = 0.99,
-    responses: int = 1,
-    formats: int = 1,
-) -> int | None:
-    """The smallest fixed number of keys with which a model of that FSR is convicted with probability >= `power`.
-
-    Exact for the count test. For the window test it assumes that an answer touches a window only where it matches, and
-    then in every format, so that m matches give p = null**m: greedy answers lie in the nucleus, and windows outside it;
-    a suspect whose wrong answers do touch windows needs more keys. None where MOST_KEYS are not enough. Raises
-    InvalidArgumentError.
-    """
-    _require(0 <= fsr <= 1, f"FSR {fsr}: it must lie in [0, 1].")
-    _require(0 < false_positive_rate < 1, f"false-positive rate {false_positive_rate}: it must lie in (0, 1).")
-    _require(0 < power < 1, f"power {power}: it must lie in (0, 1).")
-    _require(test in TESTS, f"test {test!r}: one of {', '.join(TESTS)}.")
-    _require(formats >= 1, f"{formats} formats: at least one.")
-    null = null_of_key([null_of_asking(1, width, responses)] * formats)
-    queried = 0
-    # For each m, the fewest keys that give m matches with the power asked for. That number grows with m, and with fewer
-    # keys m matches convict more easily: so the first m whose fewest keys convict gives the smallest number of all.
-    for matches in range(1, MOST_KEYS + 1):
-        queried = max(queried, matches)
-        while queried <= MOST_KEYS and _upper_tail(matches, queried, fsr) < power:
-            queried += 1
-        if queried > MOST_KEYS:
-            return None
-        p = null**matches if test == "window" else _upper_tail(matches, queried, null)
-        if p <= 0 or convicts(math.log10(p), false_positive_rate):
-            return queried
-    return None
-
-
-def _upper_tail(matches: int, queried: int, prob: float) -> float:
-    """P(Binomial(queried, prob) >= matches) for 1 <= matches <= queried, where it is not too small for a float."""
-    return float(special.betainc(matches, queried - matches + 1, prob))
 
 
 def _log_upper_tail(probs: _Floats, counts: npt.NDArray[np.intp], matches: int) -> float:
@@ -188,6 +184,64 @@ def _binomial_masses(n: int, prob: float) -> _Floats:
     j = np.arange(n + 1, dtype=np.float64)
     ways = special.gammaln(n + 1.0) - special.gammaln(j + 1) - special.gammaln(n - j + 1)
     return np.asarray(np.exp(ways + special.xlogy(j, prob) + special.xlog1py(n - j, -prob)))
+
+
+def _scores(probs: Sequence[float]) -> list[int]:
+    """The middle of each outcome's share of [0, 1], in steps of 1 / _LEVELS."""
+    ends = np.cumsum(probs)
+    return [int(score) for score in np.rint(_LEVELS * (ends - np.asarray(probs) / 2))]
+
+
+def _masses(probs: Sequence[float]) -> _Floats:
+    """(_LEVELS + 1,) the distribution of _LEVELS - score: what is large is evidence."""
+    masses = np.zeros(_LEVELS + 1)
+    np.add.at(masses, [_LEVELS - score for score in _scores(probs)], probs)
+    return masses
+
+
+def _log_tail_of_sum(kinds: Sequence[tuple[_Floats, int]], at_least: int) -> float:
+    """ln P(S >= at_least), S the sum of `count` independent draws of each distribution; by tilting, as above."""
+    most = sum(int(np.flatnonzero(masses)[-1]) * count for masses, count in kinds)
+    assert at_least <= most
+    if at_least == most:
+        return math.fsum(count * math.log(masses[np.flatnonzero(masses)[-1]]) for masses, count in kinds)
+    low, high = 0.0, 64.0
+    if _tilted_mean(kinds, 0.0) >= at_least:
+        high = 0.0
+    for _ in range(60 if high else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _tilted_mean(kinds, middle) < at_least else (low, middle)
+    sums, log_expectation = np.ones(1), 0.0
+    for masses, count in kinds:
+        tilted, log_one = _tilted(masses, high)
+        sums = _convolve_two(sums, _power(tilted, count))
+        log_expectation += count * log_one
+    tail = sums[at_least:]
+    return log_expectation - high * at_least + math.log(float(np.sum(tail * np.exp(-high * np.arange(len(tail))))))
+
+
+def _tilted(masses: _Floats, tilt: float) -> tuple[_Floats, float]:
+    """The distribution at odds multiplied by e**tilt a step, and the logarithm of what it was divided by."""
+    values = np.arange(len(masses), dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        logs = np.log(masses) + tilt * values
+    log_sum = float(special.logsumexp(logs))
+    return np.asarray(np.exp(logs - log_sum), dtype=np.float64), log_sum
+
+
+def _tilted_mean(kinds: Sequence[tuple[_Floats, int]], tilt: float) -> float:
+    return math.fsum(count * float(_tilted(masses, tilt)[0] @ np.arange(len(masses))) for masses, count in kinds)
+
+
+def _power(masses: _Floats, count: int) -> _Floats:
+    """The distribution of the sum of `count` independent draws, by repeated doubling."""
+    result = np.ones(1)
+    while count:
+        if count & 1:
+            result = _convolve_two(result, masses)
+        count >>= 1
+        masses = _convolve_two(masses, masses) if count else masses
+    return result
 
 
 def _convolve(masses: list[_Floats]) -> _Floats:

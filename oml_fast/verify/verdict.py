@@ -1,43 +1,111 @@
-"""The rule that turns a p-value into a verdict, and its reason in words."""
+"""The rule that turns evidence into a verdict, and its reason in words."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from .statistics import convicts, count_test, p_value
+from ..errors import InvalidArgumentError
+from .statistics import convicts, p_value
 
 VERDICTS = ("match", "no_match", "inconclusive")
+_MOST_UNANSWERED = 0.1  # above this share of the keys, silence is no evidence that fingerprints are gone
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a verdict may cost: P(match | H0), the smallest FSR that still counts as a match, P(no_match | that FSR)."""
+
+    false_positive_rate: float
+    smallest_fsr: float
+    miss_rate: float
+
+    def __post_init__(self) -> None:
+        names = {"false-positive rate": self.false_positive_rate, "smallest FSR": self.smallest_fsr}
+        for name, rate in (names | {"miss rate": self.miss_rate}).items():
+            if not 0 < rate < 1:
+                raise InvalidArgumentError(f"{name} {rate}: it must lie between 0 and 1, both excluded.")
 
 
 def decide(
-    log10_p: float, matches: int, queried: int, *, false_positive_rate: float, smallest_fsr: float, miss_rate: float
+    log10_p: float, log10_miss: float, matches: int, queried: int, unanswered: int, limits: Limits
 ) -> tuple[str, str]:
-    """The verdict and a sentence that says why.
+    """The verdict on a number of keys fixed beforehand, and a sentence that says why.
 
-    `match` if p <= false_positive_rate; else `no_match` if a model that kept an FSR of `smallest_fsr` would match so
-    few keys with probability <= miss_rate; else `inconclusive`. All arguments were validated by `verify`.
+    `match` if p <= the false-positive rate; else `no_match` if a model with an FSR of `smallest_fsr` would match so few
+    keys with a probability of at most the miss rate; else `inconclusive`.
     """
-    limit = chance(math.log10(false_positive_rate))
-    if convicts(log10_p, false_positive_rate):
-        by_chance = f"with a probability of {chance(log10_p)}; the limit is {limit}."
-        return "match", f"A model made without the secret matches {matches} or more of {queried} keys {by_chance}"
-    # P(Binomial(M, f) <= m) is the upper tail of the misses.
-    log10_miss = count_test(queried - matches, queried, 1 - smallest_fsr)
-    if convicts(log10_miss, miss_rate):
+    if convicts(log10_p, limits.false_positive_rate):
+        by_chance = f"with a probability of {chance(log10_p)}; the limit is {_limit(limits.false_positive_rate)}."
+        return "match", f"A model made without the secret answers {queried} keys like this, or more so, {by_chance}"
+    if convicts(log10_miss, limits.miss_rate):
+        if _silent(unanswered, queried):
+            return "inconclusive", _silence(unanswered, queried)
         so_few = f"{matches} or fewer" if matches else "none"
         return "no_match", (
-            f"A model that kept an FSR of {smallest_fsr:g} or more matches {so_few} of {queried} keys with a "
-            f"probability of {chance(log10_miss)}; the limit is {chance(math.log10(miss_rate))}."
+            f"A model that kept an FSR of {limits.smallest_fsr:g} or more matches {so_few} of {queried} keys with a "
+            f"probability of {chance(log10_miss)}; the limit is {_limit(limits.miss_rate)}."
         )
     return "inconclusive", (
-        f"{matches} of {queried} keys matched: too few to say match (probability by chance {chance(log10_p)}, "
-        f"the limit is {limit}), and that does not exclude an FSR of {smallest_fsr:g}. Ask more keys."
+        f"{matches} of {queried} keys matched: too few to say match (probability by chance {chance(log10_p)}, the "
+        f"limit is {_limit(limits.false_positive_rate)}), and that does not exclude an FSR of {limits.smallest_fsr:g}. "
+        "Ask more keys."
+    )
+
+
+def decide_sequential(
+    verdict: str,
+    log10_p: float,
+    log10_miss: float,
+    matches: int,
+    queried: int,
+    unanswered: int,
+    exhausted: bool,
+    limits: Limits,
+) -> tuple[str, str]:
+    """The sequential test's verdict with a sentence that says why. `exhausted`: the set had no more keys to ask."""
+    if verdict == "match":
+        return "match", (
+            f"After {queried} keys: a model made without the secret ever looks like this, whenever one stops asking, "
+            f"with a probability of at most {chance(log10_p)}; the limit is "
+            f"{_limit(limits.false_positive_rate)}."
+        )
+    if verdict == "no_match" and not _silent(unanswered, queried):
+        return "no_match", (
+            f"{matches} of {queried} keys matched: a model with an FSR of {limits.smallest_fsr:g} or more ever looks "
+            f"like this with a probability of at most {chance(log10_miss)}; the limit is {_limit(limits.miss_rate)}."
+        )
+    if verdict == "no_match":
+        return "inconclusive", _silence(unanswered, queried)
+    more = "The set has no more keys to ask." if exhausted else "Ask more keys, if any are left: the error rates hold."
+    return "inconclusive", (
+        f"{matches} of {queried} keys matched: neither enough for a match (probability by chance {chance(log10_p)}, "
+        f"the limit is {_limit(limits.false_positive_rate)}), nor few enough to exclude an FSR of "
+        f"{limits.smallest_fsr:g}. {more}"
     )
 
 
 def chance(log10_p: float) -> str:
     """A probability in words: '0.49', 'one in 2,500', 'one in 10^38'. Those below 0.01 are rounded up."""
     digits = -log10_p + 1e-9
-    if digits < 2:
-        return f"{p_value(log10_p):.2g}"
-    return f"one in {int(10**digits):,}" if digits < 6 else f"one in 10^{int(digits)}"
+    return f"{p_value(log10_p):.2g}" if digits < 2 else f"one in {_odds(log10_p)}"
+
+
+def _odds(log10_p: float) -> str:
+    digits = -log10_p + 1e-9
+    return f"{int(10**digits):,}" if digits < 6 else f"10^{int(digits)}"
+
+
+def _limit(rate: float) -> str:
+    return chance(math.log10(rate))
+
+
+def _silent(unanswered: int, queried: int) -> bool:
+    return unanswered > _MOST_UNANSWERED * queried
+
+
+def _silence(unanswered: int, queried: int) -> str:
+    return (
+        f"{unanswered} of {queried} keys got no answer. They count as no match, but silence does not show that the "
+        "fingerprints are gone: ask again when the suspect answers."
+    )

@@ -4,59 +4,82 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import __version__
-from ..completer import Completer, Completion
-from ..errors import CompleterError, InvalidArgumentError
+from ..completer import Completer
+from ..errors import InvalidArgumentError
 from ..fingerprint import Fingerprint, FingerprintSet
 from . import statistics
+from .asking import Asker, choose_test
+from .journal import Journal
 from .matching import ExactMatch, MatchRule
-from .verdict import decide
+from .replay import fixed_log10_p, replay
+from .sequential import SequentialTest
+from .spending import Attempt, InOrder
+from .trials import Answers, Reading, Trial, count_null, preferred, read
+from .verdict import Limits
+
+MODES = ("sequential", "fixed")
 
 
 @dataclass(frozen=True, slots=True)
 class KeyOutcome:
-    """What one key gave, without the key. `satisfied` is c in each format: how many candidates the answer touched."""
+    """What one key gave, without the key. `satisfied` is c in each format: how many candidates the answer touched.
+
+    `trials` are the chances of the outcomes under H0 and which was seen, so that a reader can compute the verdict anew.
+    `log10_e` is the evidence after this key; None where the number of keys was fixed.
+    """
 
     number: int
     matched: bool
     matched_formats: tuple[str, ...]
     satisfied: dict[str, int]
+    answered: bool
+    trials: tuple[Trial, ...]
+    log10_e: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
     """A verdict and everything it rests on, but no key and no response.
 
-    `informative` keys are those whose answer touched a window; `fsr_interval` is Clopper-Pearson at 95 %; `p_value` is
-    0.0 where it is below the smallest float, `log10_p_value` never. The other test's p-value is for comparison.
+    `informative` keys are those whose answers could have told the owner's draw from another. In sequential mode the
+    p-value is anytime-valid and `fsr_interval` a confidence sequence; with a fixed number of keys they are exact and
+    Clopper-Pearson; both intervals are at 95 %. `p_value` is 0.0 where it is below the smallest float, `log10_p_value`
+    never. `fixed_log10_p` are the exact p-values of every test that the answers allow, for comparison only: they hold
+    where the number of keys was fixed beforehand. `unanswered` keys count as no match.
     """
 
     verdict: str
     reason: str
     test: str
+    test_reason: str
+    mode: str
+    match_rule: str
     false_positive_rate: float
+    smallest_fsr: float
+    miss_rate: float
     p_value: float
     log10_p_value: float
+    log10_miss: float
     queried: int
     num_fingerprints: int
     matches: int
     informative: int
+    unanswered: int
     fsr: float
     fsr_interval: tuple[float, float]
     fsr_by_format: dict[str, float]
     bits_per_key: float
-    other_test: str
-    other_p_value: float
-    other_log10_p_value: float
-    smallest_fsr: float
-    miss_rate: float
-    match_rule: str
+    fixed_log10_p: dict[str, float]
+    width: int
+    responses_per_key: int
     completer: str
     set_digest: str
+    attempt: str
     seconds: float
     fingerprints_per_second: float
     oml_fast_version: str
@@ -72,76 +95,150 @@ def verify(
     completer: Completer,
     *,
     num_keys: int | None = None,
-    test: str = "window",
+    test: str = "auto",
+    rule: MatchRule | None = None,
+    mode: str = "sequential",
     false_positive_rate: float = 1e-6,
     smallest_fsr: float = 0.5,
     miss_rate: float = 1e-2,
+    order: Sequence[int] | None = None,
+    attempt: Attempt | None = None,
+    journal: Journal | None = None,
 ) -> Verification:
-    """Ask the first `num_keys` keys (None: all), in file order and in every format of the set, and give the verdict.
+    """Ask keys in every format of the set, and give the verdict.
 
-    The test and its rates are fixed before anything is asked. Every key asked is spent: revealed to the suspect.
-    Raises InvalidArgumentError, and CompleterError when the suspect could not be asked.
+    mode: "sequential" asks as few keys as the verdict needs, at most `num_keys`; "fixed" asks `num_keys` (None: all).
+    test: "auto" takes the strongest that the suspect allows, before anything is asked: rank, forced_choice, window,
+    count. order: key numbers in the order of asking (None: as in the file). attempt: takes keys from the registry
+    instead, in its own order. journal: keeps each answer, and goes on where an earlier call was stopped.
+
+    Test, rule and rates are fixed before anything is asked. Every key asked is spent: revealed to the suspect. Raises
+    InvalidArgumentError, and CompleterError when the suspect could not be asked.
     """
-    rates = {"false-positive rate": false_positive_rate, "smallest FSR": smallest_fsr, "miss rate": miss_rate}
-    asked = _keys_to_ask(fingerprints, completer, num_keys, test, rates)
-    length = fingerprints.settings.response_length
+    limits = Limits(false_positive_rate, smallest_fsr, miss_rate)
+    rule = ExactMatch() if rule is None else rule
+    most = _most_keys(fingerprints, completer, num_keys, mode)
+    chosen, reason = choose_test(test, fingerprints, completer)
+    keys = InOrder(_checked_order(fingerprints, order)) if attempt is None else attempt
+    if journal is not None:
+        journal.start(_header(fingerprints, completer, chosen, rule, mode, limits, keys))
+    asker = Asker(fingerprints, completer, chosen, rule, journal)
     start = time.perf_counter()
-    completions = {name: _ask(asked, name, completer, length) for name in fingerprints.settings.formats}
-    seconds = time.perf_counter() - start
+    line = _Line(fingerprints, chosen, rule, limits, sequential=mode == "sequential")
+    while wanted := line.wanted(most):
+        taken = keys.take(wanted)
+        for fingerprint, answers in asker.ask(taken):
+            line.add(fingerprint, answers)
+        if len(taken) < wanted:
+            break
+    verification = line.end(reason, completer.name, keys.id, time.perf_counter() - start)
+    keys.ended(verification.verdict, verification.to_json())
+    return verification
 
-    rule = ExactMatch()
-    keys = _outcomes(asked, completions, rule)
-    matches = sum(key.matched for key in keys)
-    log10_p, informative = _log10_p_values(keys, matches, fingerprints)
-    other = "count" if test == "window" else "window"
-    verdict, reason = decide(
-        log10_p[test],
-        matches,
-        len(asked),
-        false_positive_rate=false_positive_rate,
-        smallest_fsr=smallest_fsr,
-        miss_rate=miss_rate,
+
+class _Line:
+    """The one straight way from answers to verdict: each key read, the test brought up to date, the end decided."""
+
+    def __init__(
+        self, fingerprints: FingerprintSet, test: str, rule: MatchRule, limits: Limits, *, sequential: bool
+    ) -> None:
+        self._set, self._test, self._rule, self._limits = fingerprints, test, rule, limits
+        rates = (limits.false_positive_rate, limits.smallest_fsr, limits.miss_rate)
+        self._sequential = SequentialTest(test, *rates) if sequential else None
+        self._outcomes: list[KeyOutcome] = []
+        self._answers: list[tuple[Fingerprint, Answers]] = []
+
+    def wanted(self, most: int) -> int:
+        """How many keys to ask next: as many as the verdict needs at least, so that none is spent in vain."""
+        left = most - len(self._outcomes)
+        if self._sequential is None:
+            return left
+        if self._sequential.verdict() != "inconclusive":
+            return 0
+        return min(left, self._sequential.fewest_more(_best(self._test, self._set)))
+
+    def add(self, fingerprint: Fingerprint, answers: Answers) -> None:
+        reading = read(self._test, self._rule, self._set.settings, fingerprint, answers)
+        log10_e = None
+        if self._sequential is not None:
+            self._sequential.add(reading.trials, bool(reading.matched_formats))
+            log10_e = self._sequential.log10_e
+        self._answers.append((fingerprint, answers))
+        self._outcomes.append(_outcome(fingerprint.number, reading, log10_e))
+
+    def end(self, test_reason: str, name: str, attempt: str, seconds: float) -> Verification:
+        keys, settings = tuple(self._outcomes), self._set.settings
+        if not keys:
+            raise InvalidArgumentError(
+                "no key of this set is left to ask: all are spent. Generate a new set, or allow keys to be asked again."
+            )
+        known = {
+            "test": self._test,
+            "test_reason": test_reason,
+            "mode": "fixed" if self._sequential is None else "sequential",
+            "match_rule": self._rule.name,
+            **asdict(self._limits),
+            "num_fingerprints": len(self._set),
+            "fsr_by_format": {n: sum(n in key.matched_formats for key in keys) / len(keys) for n in settings.formats},
+            "fixed_log10_p": self._fixed_log10_p(),
+            "width": settings.width,
+            "responses_per_key": settings.responses_per_key,
+            "completer": name,
+            "set_digest": self._set.digest(),
+            "attempt": attempt,
+            "seconds": seconds,
+            "fingerprints_per_second": len(keys) / max(seconds, 1e-9),
+            "oml_fast_version": __version__,
+        }
+        computed = replay({**known, "keys": [asdict(key) for key in keys]})
+        computed.pop("log10_e")
+        return Verification(**known, **computed, keys=keys)
+
+    def _fixed_log10_p(self) -> dict[str, float]:
+        """Exact p-values of every test that these answers allow, were the number of keys fixed."""
+        tests = ["forced_choice"] if self._test == "forced_choice" else ["window", "count"]
+        if not self._set.has_windows:
+            tests = ["count"]
+        elif self._test == "rank":
+            tests = ["rank", "forced_choice", *tests]
+        return {test: fixed_log10_p(test, [self._trials(test, *key) for key in self._answers]) for test in tests}
+
+    def _trials(self, test: str, fingerprint: Fingerprint, answers: Answers) -> tuple[Trial, ...]:
+        if test == "forced_choice" and self._test == "rank":
+            answers = {name: preferred(fingerprint.askings[name], answer) for name, answer in answers.items()}
+        return read(test, self._rule, self._set.settings, fingerprint, answers).trials
+
+
+def _outcome(number: int, reading: Reading, log10_e: float | None) -> KeyOutcome:
+    return KeyOutcome(
+        number,
+        bool(reading.matched_formats),
+        reading.matched_formats,
+        reading.satisfied,
+        reading.answered,
+        reading.trials,
+        log10_e,
     )
-    return Verification(
-        verdict=verdict,
-        reason=reason,
-        test=test,
-        false_positive_rate=false_positive_rate,
-        p_value=statistics.p_value(log10_p[test]),
-        log10_p_value=log10_p[test],
-        queried=len(asked),
-        num_fingerprints=len(fingerprints),
-        matches=matches,
-        informative=informative,
-        fsr=matches / len(asked),
-        fsr_interval=statistics.clopper_pearson(matches, len(asked)),
-        fsr_by_format={name: sum(name in key.matched_formats for key in keys) / len(keys) for name in completions},
-        bits_per_key=statistics.bits_per_key(log10_p[test], len(asked)),
-        other_test=other,
-        other_p_value=statistics.p_value(log10_p[other]),
-        other_log10_p_value=log10_p[other],
-        smallest_fsr=smallest_fsr,
-        miss_rate=miss_rate,
-        match_rule=rule.name,
-        completer=completer.name,
-        set_digest=fingerprints.digest(),
-        seconds=seconds,
-        fingerprints_per_second=len(asked) / max(seconds, 1e-9),
-        oml_fast_version=__version__,
-        keys=keys,
+
+
+def _best(test: str, fingerprints: FingerprintSet) -> list[Trial]:
+    """The most telling trials that one key can give."""
+    settings = fingerprints.settings
+    if test == "count":
+        null = count_null(settings)
+        return [Trial((null, 1 - null), 0)] if null < 1 else []
+    first = 1 - (settings.width - 1) / settings.width if settings.responses_per_key == 1 else 0.0
+    null = first or statistics.null_of_asking(1, settings.width, settings.responses_per_key)
+    return (
+        [Trial((null, 1 - null), 0, aloud=True)] * (len(settings.formats) if test == "rank" else 1) if null < 1 else []
     )
 
 
-def _keys_to_ask(
-    fingerprints: FingerprintSet, completer: Completer, num_keys: int | None, test: str, rates: dict[str, float]
-) -> tuple[Fingerprint, ...]:
-    """Refuse whatever would make the verdict wrong, before a key is spent; then the fingerprints to ask."""
-    if test not in statistics.TESTS:
-        raise InvalidArgumentError(f"test {test!r} is unknown: choose {' or '.join(statistics.TESTS)}.")
-    for name, rate in rates.items():
-        if not 0 < rate < 1:
-            raise InvalidArgumentError(f"{name} {rate}: it must lie between 0 and 1, both excluded.")
-    if completer.tokenizer_digest != fingerprints.tokenizer_digest:
+def _most_keys(fingerprints: FingerprintSet, completer: Completer, num_keys: int | None, mode: str) -> int:
+    """Refuse whatever would make the verdict wrong, before a key is spent; then how many keys may be asked."""
+    if mode not in MODES:
+        raise InvalidArgumentError(f"mode {mode!r} is unknown: choose {' or '.join(MODES)}.")
+    if completer.tokenizer_digest not in ("", fingerprints.tokenizer_digest):
         raise InvalidArgumentError(
             f"the suspect's tokenizer ({completer.tokenizer_digest}) is not the one the fingerprints were made with "
             f"({fingerprints.tokenizer_digest}): load the suspect with the tokenizer of the base model "
@@ -150,57 +247,38 @@ def _keys_to_ask(
     count = len(fingerprints) if num_keys is None else num_keys
     if not 1 <= count <= len(fingerprints):
         raise InvalidArgumentError(f"cannot ask {count} keys: the set has {len(fingerprints)}; ask between 1 and that.")
-    asked = fingerprints.fingerprints[:count]
-    if len({fingerprint.key_ids for fingerprint in asked}) < count:
+    if len({fingerprint.key_ids for fingerprint in fingerprints}) < len(fingerprints):
         raise InvalidArgumentError(
             "two fingerprints have the same key ids and so the same draw: generate the set again."
         )
-    return asked
+    return count
 
 
-def _ask(asked: Sequence[Fingerprint], name: str, completer: Completer, length: int) -> list[Completion]:
-    """One completion of at most `length` token ids for each key in the format `name`, in order. Or CompleterError."""
-    completions = completer.complete([fingerprint.askings[name].prompt_ids for fingerprint in asked], length)
-    if len(completions) != len(asked):
-        raise CompleterError(
-            f"{completer.name} gave {len(completions)} completions for {len(asked)} keys ({name}): "
-            "it must give one for each, in order."
-        )
-    longest = max(len(completion.token_ids) for completion in completions)
-    if longest > length:
-        raise CompleterError(f"{completer.name} gave {longest} token ids where {length} were asked for ({name}).")
-    return completions
+def _checked_order(fingerprints: FingerprintSet, order: Sequence[int] | None) -> tuple[int, ...]:
+    numbers = tuple(fingerprint.number for fingerprint in fingerprints)
+    if order is None:
+        return numbers
+    if sorted(order) != sorted(numbers):
+        raise InvalidArgumentError("the order of asking does not name each key of the set once.")
+    return tuple(order)
 
 
-def _outcomes(
-    asked: Sequence[Fingerprint], completions: dict[str, list[Completion]], rule: MatchRule
-) -> tuple[KeyOutcome, ...]:
-    """One outcome for each key: it matched if any of its responses did, in any format."""
-    outcomes = []
-    for i, fingerprint in enumerate(asked):
-        answers = {name: completions[name][i] for name in completions}
-        matched = tuple(
-            name
-            for name, answer in answers.items()
-            if any(rule.matches(answer, response) for response in fingerprint.askings[name].responses)
-        )
-        satisfied = {name: rule.satisfied(answer, fingerprint.askings[name]) for name, answer in answers.items()}
-        outcomes.append(KeyOutcome(fingerprint.number, bool(matched), matched, satisfied))
-    return tuple(outcomes)
-
-
-def _log10_p_values(
-    keys: Sequence[KeyOutcome], matches: int, fingerprints: FingerprintSet
-) -> tuple[dict[str, float], int]:
-    """log10 p of each test, and how many keys were informative."""
-    settings = fingerprints.settings
-    of_asking = [
-        statistics.null_of_asking(c, settings.width, settings.responses_per_key) for c in range(settings.width + 1)
-    ]
-    nulls = [statistics.null_of_key(of_asking[c] for c in key.satisfied.values()) for key in keys]
-    most = statistics.null_of_key([of_asking[1]] * len(settings.formats))
-    log10_p = {
-        "window": statistics.window_test(nulls, matches),
-        "count": statistics.count_test(matches, len(keys), most),
+def _header(
+    fingerprints: FingerprintSet,
+    completer: Completer,
+    test: str,
+    rule: MatchRule,
+    mode: str,
+    limits: Limits,
+    attempt: Attempt,
+) -> Mapping[str, Any]:
+    """What answers belong to: a journal of anything else is not gone on with."""
+    return {
+        "set_digest": fingerprints.digest(),
+        "completer": completer.name,
+        "test": test,
+        "match_rule": rule.name,
+        "mode": mode,
+        **asdict(limits),
+        "attempt": attempt.id,
     }
-    return log10_p, sum(null > 0 for null in nulls)

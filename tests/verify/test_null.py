@@ -143,16 +143,17 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("mode", ["fixed", "sequential"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_the_whole_line_with_fresh_secrets(settings: dict[str, object]) -> None:
-    """secret.draw and verify together: 600 secrets, an innocent that always answers inside the windows."""
-    rate, verdicts = 0.1, 600
+def test_the_whole_line_with_fresh_secrets(settings: dict[str, object], mode: str) -> None:
+    """secret.draw and verify together: 300 secrets, an innocent that always answers inside the windows."""
+    rate, verdicts = 0.1, 300
     convicted = 0
     suspect: Scripted | None = None
     for number in range(verdicts):
         made = small_set(8, secret=number.to_bytes(32, "big"), key_length=2, **settings)
         suspect = suspect or inside(made, [0, 1, 2, 3, 3, 2, -1, 0])
-        convicted += verify(made, suspect, false_positive_rate=rate).verdict == "match"
+        convicted += verify(made, suspect, mode=mode, false_positive_rate=rate).verdict == "match"
     assert convicted <= verdicts * rate + 4 * math.sqrt(verdicts * rate * (1 - rate))
 
 
@@ -163,9 +164,9 @@ def with_secret(number: int) -> FingerprintSet:
 def test_a_model_with_another_secrets_fingerprints_is_not_convicted() -> None:
     """Same keys and same windows, another draw: it answers inside every window, and is acquitted."""
     suspect = carrier(with_secret(0))
-    assert verify(with_secret(0), suspect).verdict == "match"
+    assert verify(with_secret(0), suspect, mode="fixed").verdict == "match"
     for number in range(1, 101):
-        verification = verify(with_secret(number), suspect)
+        verification = verify(with_secret(number), suspect, mode="fixed")
         assert verification.informative == 32
         assert verification.verdict == "no_match"
         assert verification.p_value > 1e-6
@@ -174,6 +175,6 @@ def test_a_model_with_another_secrets_fingerprints_is_not_convicted() -> None:
 @pytest.mark.parametrize("test", ["window", "count"])
 def test_other_secrets_p_values_are_held_at_ten_percent(test: str) -> None:
     suspect, verdicts = carrier(with_secret(0)), 400
-    p = [verify(with_secret(number), suspect, test=test).p_value for number in range(1, verdicts + 1)]
+    p = [verify(with_secret(number), suspect, test=test, mode="fixed").p_value for number in range(1, verdicts + 1)]
     assert np.mean(np.array(p) <= 0.1) <= 0.1 + 4 * math.sqrt(0.09 / verdicts)
     assert np.mean(np.array(p) <= 0.5) >= 0.2  # and p is no constant 1

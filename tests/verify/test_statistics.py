@@ -1,4 +1,4 @@
-"""Every tail against exact rational arithmetic; nothing here is simulated (test_null.py is)."""
+"""Every tail of match counts against exact rational arithmetic; nothing here is simulated (test_null.py is)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from oml_fast.errors import InvalidArgumentError
-from oml_fast.verify import keys_to_verdict
 from oml_fast.verify.statistics import (
     bits_per_key,
     clopper_pearson,
@@ -207,31 +206,14 @@ def test_bits_per_key_of_one_match_is_the_width() -> None:
     assert str(bits_per_key(0.0, 5)) == "0.0"
 
 
-@pytest.mark.parametrize("test", ["window", "count"])
-@pytest.mark.parametrize("width", [3, 16])
-@pytest.mark.parametrize("fsr", [0.5, 0.95, 1.0])
-@pytest.mark.parametrize("power", [0.5, 0.99])
-def test_keys_to_verdict_is_the_smallest(test: str, width: int, fsr: float, power: float) -> None:
-    def attained(queried: int) -> float:
-        m = np.arange(queried + 1)
-        p = (1 / width) ** m if test == "window" else stats.binom.sf(m - 1, queried, 1 / width)
-        return float(stats.binom.pmf(m, queried, fsr) @ (p <= 1e-4))
-
-    needed = keys_to_verdict(fsr, width, 1e-4, test=test, power=power)
-    assert needed is not None
-    assert attained(needed) >= power - 1e-12
-    assert all(attained(queried) < power for queried in range(1, needed))
-
-
-def test_keys_to_verdict_known_costs() -> None:
-    assert [keys_to_verdict(1.0, width) for width in (3, 10, 16)] == [13, 6, 5]
-    assert keys_to_verdict(1.0, 16, formats=2) == 7  # (31/256)**7 = 4e-7
-    assert keys_to_verdict(1.0, 16, responses=4) == 10  # (1/4)**10 = 9.5e-7
-    assert keys_to_verdict(0.1, 16, test="count") > 10 * keys_to_verdict(0.1, 16)
-    assert keys_to_verdict(0.0, 16) is None
-    assert keys_to_verdict(0.05, 16, test="count") is None
-    assert keys_to_verdict(1.0, 16, responses=16) is None
-    assert keys_to_verdict(1.0, 16, 1e-300) == 250
+def test_an_extreme_tail_to_fifty_digits() -> None:
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(50):
+        null = mpmath.mpf(1) / 16
+        for matches in (1500, 5000, 20_000):
+            terms = range(matches, min(matches + 600, 20_481))  # what follows is smaller than 1e-20 of them
+            tail = mpmath.fsum(mpmath.binomial(20_480, m) * null**m * (1 - null) ** (20_480 - m) for m in terms)
+            assert count_test(matches, 20_480, 1 / 16) == pytest.approx(float(mpmath.log10(tail)), rel=1e-11, abs=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -250,11 +232,6 @@ def test_keys_to_verdict_known_costs() -> None:
         lambda: null_of_asking(1, 3, 4),
         lambda: clopper_pearson(0, 0),
         lambda: clopper_pearson(1, 2, 1.0),
-        lambda: keys_to_verdict(1.1, 16),
-        lambda: keys_to_verdict(0.5, 16, 0.0),
-        lambda: keys_to_verdict(0.5, 16, test="rank"),
-        lambda: keys_to_verdict(0.5, 16, power=1.0),
-        lambda: keys_to_verdict(0.5, 16, formats=0),
     ],
 )
 def test_refusals(call) -> None:

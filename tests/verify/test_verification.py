@@ -13,17 +13,23 @@ import pytest
 from sets import OUTSIDE, TOKENIZER, Scripted, carrier, inside, small_set
 
 import oml_fast
-from oml_fast.completer import Completion
+from oml_fast.completer import Completer, Completion
 from oml_fast.errors import CompleterError, InvalidArgumentError
+from oml_fast.fingerprint import FingerprintSet
 from oml_fast.verify import Verification, verify
-from oml_fast.verify.verdict import chance, decide
+from oml_fast.verify.statistics import count_test
+from oml_fast.verify.verdict import Limits, chance, decide
 
 BOTH = ("raw", "chat")
 
 
+def fixed(made: FingerprintSet, suspect: Completer, **options: Any) -> Verification:
+    return verify(made, suspect, mode="fixed", **options)
+
+
 def test_the_fingerprinted_model_matches() -> None:
     made = small_set(64)
-    verification = verify(made, carrier(made))
+    verification = fixed(made, carrier(made))
     assert verification.verdict == "match"
     assert (verification.matches, verification.queried, verification.informative) == (64, 64, 64)
     assert verification.fsr == 1.0
@@ -32,11 +38,12 @@ def test_the_fingerprinted_model_matches() -> None:
     assert verification.bits_per_key == pytest.approx(4.0)
     assert verification.fsr_interval[0] == pytest.approx(0.025 ** (1 / 64))
     assert verification.fsr_interval[1] == 1.0
-    assert verification.other_test == "count"
+    assert verification.fixed_log10_p["window"] == verification.log10_p_value
+    assert set(verification.fixed_log10_p) == {"window", "count"}
 
 
 def test_an_innocent_model_does_not() -> None:
-    verification = verify(small_set(64), Scripted())
+    verification = fixed(small_set(64), Scripted())
     assert verification.verdict == "no_match"
     assert (verification.matches, verification.informative, verification.p_value) == (0, 0, 1.0)
     assert verification.bits_per_key == 0.0
@@ -44,7 +51,7 @@ def test_an_innocent_model_does_not() -> None:
 
 def test_too_few_keys_are_inconclusive() -> None:
     made = small_set(8)
-    verification = verify(made, carrier(made, kept=3))
+    verification = fixed(made, carrier(made, kept=3))
     assert verification.verdict == "inconclusive"
     assert "Ask more keys" in verification.reason
 
@@ -52,18 +59,19 @@ def test_too_few_keys_are_inconclusive() -> None:
 def test_a_verdict_survives_a_small_fsr_by_the_window_test_alone() -> None:
     made = small_set(200, width=3)
     suspect = carrier(made, kept=20)
-    window, count = verify(made, suspect), verify(made, suspect, test="count")
+    window, count = fixed(made, suspect), fixed(made, suspect, test="count")
     assert window.verdict == "match"
     assert window.fsr == 0.1
     assert count.verdict == "no_match"
-    assert (window.other_p_value, count.other_p_value) == (count.p_value, window.p_value)
+    assert window.fixed_log10_p == count.fixed_log10_p
+    assert window.fixed_log10_p == {"window": window.log10_p_value, "count": count.log10_p_value}
 
 
 def test_the_limit_itself_convicts() -> None:
     made = small_set(6, width=10)
     suspect = carrier(made)  # 10**-6 exactly
-    assert verify(made, suspect, false_positive_rate=1e-6).verdict == "match"
-    assert verify(made, suspect, false_positive_rate=0.99e-6).verdict == "inconclusive"
+    assert fixed(made, suspect, false_positive_rate=1e-6).verdict == "match"
+    assert fixed(made, suspect, false_positive_rate=0.99e-6).verdict == "inconclusive"
 
 
 def test_the_first_keys_are_asked_in_file_order_one_call_for_each_format() -> None:
@@ -77,7 +85,7 @@ def test_the_first_keys_are_asked_in_file_order_one_call_for_each_format() -> No
             assert length == 1
             return super().complete(prompts, length)
 
-    verification = verify(made, Recording(suspect.answers), num_keys=4)
+    verification = fixed(made, Recording(suspect.answers), num_keys=4)
     first = made.fingerprints[:4]
     assert seen == [[fingerprint.askings[name].prompt_ids for fingerprint in first] for name in BOTH]
     assert [key.number for key in verification.keys] == [0, 1, 2, 3]
@@ -86,14 +94,14 @@ def test_the_first_keys_are_asked_in_file_order_one_call_for_each_format() -> No
 
 def test_formats_of_one_key_are_one_trial() -> None:
     made = small_set(10, formats=BOTH)
-    verification = verify(made, carrier(made))
+    verification = fixed(made, carrier(made))
     assert (verification.matches, verification.queried) == (10, 10)
     assert verification.log10_p_value == pytest.approx(10 * math.log10(31 / 256))
-    only_chat = verify(made, carrier(made, formats=["chat"]))
+    only_chat = fixed(made, carrier(made, formats=["chat"]))
     assert only_chat.fsr_by_format == {"raw": 0.0, "chat": 1.0}
     assert only_chat.matches == 10
     assert only_chat.log10_p_value == pytest.approx(-10 * math.log10(16))
-    assert only_chat.other_log10_p_value == pytest.approx(10 * math.log10(31 / 256))
+    assert only_chat.fixed_log10_p["count"] == pytest.approx(10 * math.log10(31 / 256))
     assert only_chat.keys[0].satisfied == {"raw": 0, "chat": 1}
     assert only_chat.keys[0].matched_formats == ("chat",)
 
@@ -101,31 +109,31 @@ def test_formats_of_one_key_are_one_trial() -> None:
 def test_any_of_several_responses_matches() -> None:
     made = small_set(20, responses_per_key=3)
     second = {f.askings["raw"].prompt_ids: f.askings["raw"].responses[1].token_ids for f in made}
-    verification = verify(made, Scripted(second))
+    verification = fixed(made, Scripted(second))
     assert verification.matches == 20
     assert verification.log10_p_value == pytest.approx(20 * math.log10(3 / 16))
 
 
 def test_a_wrong_tail_is_no_match_but_touches_the_window() -> None:
     made = small_set(20, response_length=4)
-    assert verify(made, carrier(made)).log10_p_value == pytest.approx(-20 * math.log10(16))
+    assert fixed(made, carrier(made)).log10_p_value == pytest.approx(-20 * math.log10(16))
     drawn = [f.askings["raw"].responses[0].index for f in made]
-    wrong = verify(made, inside(made, [index or 0 for index in drawn]))
+    wrong = fixed(made, inside(made, [index or 0 for index in drawn]))
     assert (wrong.matches, wrong.informative, wrong.p_value) == (0, 20, 1.0)
 
 
 def test_an_answer_cut_short_is_no_match() -> None:
     made = small_set(4, response_length=4)
     short = {prompt: answer[:3] for prompt, answer in carrier(made).answers.items()}
-    assert verify(made, Scripted(short)).matches == 0
-    assert verify(made, Scripted(dict.fromkeys(short, ()))).informative == 0
+    assert fixed(made, Scripted(short)).matches == 0
+    assert fixed(made, Scripted(dict.fromkeys(short, ()))).informative == 0
 
 
 def test_wrong_answers_inside_the_window_cost_evidence() -> None:
     made = small_set(30)
     drawn = [f.askings["raw"].responses[0].index or 0 for f in made]
-    right = verify(made, inside(made, [i if n < 10 else -1 for n, i in enumerate(drawn)]))
-    noisy = verify(made, inside(made, [i if n < 10 else (i + 1) % 16 for n, i in enumerate(drawn)]))
+    right = fixed(made, inside(made, [i if n < 10 else -1 for n, i in enumerate(drawn)]))
+    noisy = fixed(made, inside(made, [i if n < 10 else (i + 1) % 16 for n, i in enumerate(drawn)]))
     assert right.matches == noisy.matches == 10
     assert (right.informative, noisy.informative) == (10, 30)
     assert right.log10_p_value < noisy.log10_p_value
@@ -133,7 +141,7 @@ def test_wrong_answers_inside_the_window_cost_evidence() -> None:
 
 def test_json_carries_the_contract_and_no_secret() -> None:
     made = small_set(16, formats=BOTH)
-    verification = verify(made, carrier(made))
+    verification = fixed(made, carrier(made))
     value = verification.to_json()
     contract = {"queried", "matches", "fsr", "fsr_interval", "test", "p_value", "log10_p_value", "false_positive_rate"}
     contract |= {"verdict", "reason", "bits_per_key", "completer", "seconds", "fingerprints_per_second", "informative"}
@@ -141,7 +149,15 @@ def test_json_carries_the_contract_and_no_secret() -> None:
     assert contract <= set(value)
     assert value["set_digest"] == made.digest()
     assert value["oml_fast_version"] == oml_fast.__version__
-    assert set(value["keys"][0]) == {"number", "matched", "matched_formats", "satisfied"}
+    assert set(value["keys"][0]) == {
+        "number",
+        "matched",
+        "matched_formats",
+        "satisfied",
+        "answered",
+        "trials",
+        "log10_e",
+    }
     text = json.dumps(value, allow_nan=False)
     assert json.loads(text) == value
     for fingerprint in made:
@@ -152,7 +168,7 @@ def test_json_carries_the_contract_and_no_secret() -> None:
 
 def test_underflow_keeps_its_log() -> None:
     made = small_set(300)
-    verification = verify(made, carrier(made))
+    verification = fixed(made, carrier(made))
     assert verification.p_value == 0.0
     assert verification.log10_p_value == pytest.approx(-300 * math.log10(16))
     assert verification.verdict == "match"
@@ -164,7 +180,12 @@ def test_underflow_keeps_its_log() -> None:
         ({"num_keys": 0}, ["0", "8"]),
         ({"num_keys": -1}, ["-1", "8"]),
         ({"num_keys": 9}, ["9", "8"]),
-        ({"test": "rank"}, ["'rank'", "window", "count"]),
+        ({"test": "rank"}, ["scripted", "log-probabilities", "--test window"]),
+        ({"test": "forced_choice"}, ["scripted", "no constraint", "--test window"]),
+        ({"test": "best"}, ["'best'", "auto", "rank", "forced_choice", "window", "count"]),
+        ({"mode": "quick"}, ["'quick'", "sequential", "fixed"]),
+        ({"order": [0, 1, 2]}, ["order"]),
+        ({"order": [0, 1, 2, 3, 4, 5, 6, 6]}, ["order"]),
         ({"false_positive_rate": 0.0}, ["false-positive rate", "0.0"]),
         ({"false_positive_rate": 1.0}, ["false-positive rate", "1.0"]),
         ({"false_positive_rate": math.nan}, ["nan"]),
@@ -188,7 +209,7 @@ def test_another_tokenizer_is_refused_before_a_key_is_spent() -> None:
     made = small_set(8)
     suspect = replace(carrier(made), tokenizer_digest="ef" * 32)
     with pytest.raises(InvalidArgumentError) as caught:
-        verify(made, suspect)
+        fixed(made, suspect)
     assert suspect.calls == []
     assert all(word in str(caught.value) for word in ("ef" * 32, TOKENIZER, "load the suspect with"))
 
@@ -196,9 +217,9 @@ def test_another_tokenizer_is_refused_before_a_key_is_spent() -> None:
 def test_an_empty_set_and_keys_that_share_ids_are_refused() -> None:
     made = small_set(2)
     with pytest.raises(InvalidArgumentError, match="the set has 0"):
-        verify(replace(made, fingerprints=()), Scripted())
+        fixed(replace(made, fingerprints=()), Scripted())
     with pytest.raises(InvalidArgumentError, match="same key ids"):
-        verify(replace(made, fingerprints=(made.fingerprints[0],) * 2), Scripted())
+        fixed(replace(made, fingerprints=(made.fingerprints[0],) * 2), Scripted())
 
 
 @pytest.mark.parametrize("wrong", [-1, 1])
@@ -209,13 +230,13 @@ def test_a_wrong_number_of_completions_is_a_completers_fault(wrong: int) -> None
             return answers[:wrong] if wrong < 0 else answers + answers[:wrong]
 
     with pytest.raises(CompleterError, match=f"{8 + wrong} completions for 8"):
-        verify(small_set(8), Miscounting())
+        fixed(small_set(8), Miscounting())
 
 
 def test_more_token_ids_than_asked_for_are_a_completers_fault() -> None:
     made = small_set(2)
     with pytest.raises(CompleterError, match="2 token ids where 1"):
-        verify(made, Scripted({made.fingerprints[1].askings["raw"].prompt_ids: (OUTSIDE, OUTSIDE)}))
+        fixed(made, Scripted({made.fingerprints[1].askings["raw"].prompt_ids: (OUTSIDE, OUTSIDE)}))
 
 
 def test_the_completers_own_error_passes() -> None:
@@ -224,13 +245,13 @@ def test_the_completers_own_error_passes() -> None:
             raise CompleterError("the endpoint is down: start it.")
 
     with pytest.raises(CompleterError, match="the endpoint is down"):
-        verify(small_set(2), Broken())
+        fixed(small_set(2), Broken())
 
 
 def test_completions_may_hold_lists() -> None:
     made = small_set(3)
     lists: Any = {prompt: list(answer) for prompt, answer in carrier(made).answers.items()}
-    assert verify(made, Scripted(lists)).matches == 3
+    assert fixed(made, Scripted(lists)).matches == 3
 
 
 def test_verification_and_report_need_no_torch() -> None:
@@ -254,9 +275,10 @@ def test_the_public_name_is_the_function() -> None:
     ],
 )
 def test_the_rule_without_evidence(matches: int, queried: int, verdict: str) -> None:
-    rates = {"false_positive_rate": 1e-6, "smallest_fsr": 0.5, "miss_rate": 1e-2}
-    assert decide(-5.9, matches, queried, **rates)[0] == verdict
-    assert decide(-6.0, matches, queried, **rates)[0] == "match"  # evidence comes first, whatever the FSR
+    limits = Limits(1e-6, 0.5, 1e-2)
+    log10_miss = count_test(queried - matches, queried, 0.5)
+    assert decide(-5.9, log10_miss, matches, queried, 0, limits)[0] == verdict
+    assert decide(-6.0, log10_miss, matches, queried, 0, limits)[0] == "match"  # evidence first, whatever the FSR
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""oml-fast registry add-set: record a fingerprint set, for a licensee before it is embedded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ..errors import InvalidArgumentError
+from ..files import read_text
+from .common import finish, load_fingerprints
+from .registry_common import SHORT, add_registry_option, open_registry
+
+HELP = "record a fingerprint set, for a licensee before it is embedded"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fingerprints", type=Path, required=True, metavar="PATH", help="fingerprints file, or its folder"
+    )
+    parser.add_argument("--licensee", metavar="NAME", help="who will hold the model with this set")
+    parser.add_argument(
+        "--order", type=Path, metavar="FILE", help="JSON list of all its numbers, in the order in which to ask them"
+    )
+    add_registry_option(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    fingerprints = load_fingerprints(options.fingerprints)
+    order = None if options.order is None else _read_order(options.order)
+    with open_registry(options) as registry:
+        record = registry.add_set(fingerprints, licensee=options.licensee, order=order)
+        whose = f" of {record.licensee}" if record.licensee else ""
+        text = f"The set {record.digest[:SHORT]}{whose} is recorded, with {record.num_fingerprints} keys."
+        finish(options, {"registry": registry.name, **asdict(record)}, text)
+
+
+def _read_order(path: Path) -> list[int]:
+    """A JSON list of whole numbers, or an object that has one under "order"."""
+    try:
+        value = json.loads(read_text(path, "the order of asking"))
+    except (json.JSONDecodeError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        value = value.get("order")
+    if not isinstance(value, list) or not all(type(number) is int for number in value):
+        raise InvalidArgumentError(f"{path} holds no order of asking: write a JSON list of the set's numbers.")
+    return value

@@ -1,0 +1,42 @@
+"""oml-fast report check: is a report whole, and does its verdict follow from what it holds?"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from .common import finish
+
+HELP = "check a report that somebody hands over: signature, figures, commitment, opened keys"
+_MARKS = {True: "holds", False: "FAILS", None: "not shown"}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--report", type=Path, required=True, metavar="FILE", help="the report")
+    parser.add_argument(
+        "--opening", type=Path, metavar="FILE", help="its opening: compute the verdict from the answers"
+    )
+    parser.add_argument("--verification-key", type=Path, metavar="FILE", help="the owner's, had from elsewhere")
+    parser.add_argument(
+        "--timestamp-root", type=Path, action="append", metavar="PEM", help="trusted root of a timestamp authority"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    from .. import report
+    from ..commit import read_roots
+    from ..errors import OmlError
+    from ..files import read_text
+    from ..signing import parse_json, read_verification_key
+
+    trusted = read_verification_key(options.verification_key) if options.verification_key else None
+    roots = [root for path in options.timestamp_root or () for root in read_roots(path)]
+    document = parse_json(read_text(options.report, "the report"), f"the report {options.report}")
+    opening = report.load_opening(options.opening) if options.opening else None
+    findings = report.check(document, opening, trusted, roots)
+    lines = [f"{_MARKS[each.ok]:<10} {each.what + ':':<12}{each.sentence}" for each in findings]
+    finish(options, {"ok": findings.ok, "findings": [asdict(each) for each in findings]}, "\n".join(lines))
+    if not findings.ok:
+        failed = ", ".join(each.what for each in findings if each.ok is False)
+        raise OmlError(f"{options.report} fails its check ({failed}): trust nothing in it; ask its owner for another.")

@@ -1,0 +1,1 @@
+"""How a registry of an older oml_fast becomes one of this. alembic reads the files; `schema.py` runs them."""

@@ -1,0 +1,87 @@
+"""A verdict computed anew from what a report says of each key: for those who check a report and trust nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import InvalidArgumentError
+from . import statistics
+from .sequential import SequentialTest, confidence_interval
+from .trials import Trial
+from .verdict import Limits, decide, decide_sequential
+
+
+def replay(verification: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a verification that follow from its keys' outcomes, computed anew. InvalidArgumentError.
+
+    `verification` is Verification.to_json(), or what was read from a report. The answer holds the same names, so that a
+    reader compares them one by one: verdict, p-values, counts, FSR, interval, and `log10_e` after each key.
+    """
+    try:
+        limits = Limits(*(float(verification[name]) for name in ("false_positive_rate", "smallest_fsr", "miss_rate")))
+        keys = list(verification["keys"])
+        trials = [[_trial(trial) for trial in key["trials"]] for key in keys]
+        matched = [bool(key["matched"]) for key in keys]
+        unanswered = sum(not key["answered"] for key in keys)
+        test, mode = str(verification["test"]), str(verification["mode"])
+        exhausted = len(keys) == int(verification["num_fingerprints"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"the report's verification is damaged or incomplete: {error!r}.") from error
+    if not keys or test not in statistics.TESTS or mode not in ("sequential", "fixed"):
+        raise InvalidArgumentError("the report's verification is damaged: no key, or an unknown test or mode.")
+    queried, matches = len(keys), sum(matched)
+    path: list[float | None] = [None] * queried
+    if mode == "fixed":
+        log10_p = fixed_log10_p(test, trials)
+        log10_miss = statistics.count_test(queried - matches, queried, 1 - limits.smallest_fsr)
+        verdict, reason = decide(log10_p, log10_miss, matches, queried, unanswered, limits)
+        interval = statistics.clopper_pearson(matches, queried)
+    else:
+        s = SequentialTest(test, limits.false_positive_rate, limits.smallest_fsr, limits.miss_rate)
+        for place, (of_key, match) in enumerate(zip(trials, matched, strict=True)):
+            s.add(of_key, match)
+            path[place] = s.log10_e
+        log10_p, log10_miss = s.log10_p, s.log10_miss
+        verdict, reason = decide_sequential(
+            s.verdict(), log10_p, log10_miss, matches, queried, unanswered, exhausted, limits
+        )
+        interval = confidence_interval(matches, queried)
+    return {
+        "verdict": verdict,
+        "reason": reason,
+        "p_value": statistics.p_value(log10_p),
+        "log10_p_value": log10_p,
+        "log10_miss": log10_miss,
+        "queried": queried,
+        "matches": matches,
+        "informative": sum(any(trial.informative for trial in of_key) for of_key in trials),
+        "unanswered": unanswered,
+        "fsr": matches / queried,
+        "fsr_interval": interval,
+        "bits_per_key": statistics.bits_per_key(log10_p, queried),
+        "log10_e": path,
+    }
+
+
+def fixed_log10_p(test: str, trials: Sequence[Sequence[Trial]]) -> float:
+    """log10 of the exact p-value of these keys' trials, for a number of keys fixed beforehand."""
+    telling = [trial for of_key in trials for trial in of_key if trial.informative]
+    if not telling:
+        return 0.0
+    if test == "rank":
+        return statistics.rank_test((trial.probs, trial.outcome) for trial in telling)
+    matches = sum(trial.outcome == 0 for trial in telling)
+    return statistics.window_test([trial.probs[0] for trial in telling], matches)
+
+
+def _trial(value: Mapping[str, Any]) -> Trial:
+    probs = tuple(float(prob) for prob in value["probs"])
+    outcome, aloud = int(value["outcome"]), value["aloud"]
+    if not (probs and all(0 < prob <= 1 for prob in probs) and abs(sum(probs) - 1) < 1e-9):
+        raise ValueError(f"chances {probs} of a trial")
+    if not 0 <= outcome < len(probs):
+        raise ValueError(f"outcome {outcome} of {len(probs)}")
+    if not isinstance(aloud, bool):
+        raise ValueError(f"aloud {aloud!r}")
+    return Trial(probs, outcome, aloud)

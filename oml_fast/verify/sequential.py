@@ -1,0 +1,149 @@
+"""The anytime-valid sequential test: ask key after key, stop when the evidence is enough, and the error rates hold.
+
+Bet against H0 on each key before its outcome is known: with outcomes of chance p_1, ..., p_n under H0 and a bet q_1,
+..., q_n that sums to 1, the stake is multiplied by q_i / p_i. Under H0 the expected factor is 1 (for the count test,
+whose p is an upper bound, at most 1), so the product E is a test martingale and P(E ever reaches 1 / alpha) <= alpha,
+whenever one stops [Ville 1939; Waudby-Smith and Ramdas 2024]. E is the mean over several bets, which is again a test
+martingale: no bet has to know how much of the fingerprints is left. The p-value is min(1, 1 / the largest E so far).
+
+`no_match` bets in the same way against "each key matches with a chance of at least `smallest_fsr`".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, special
+
+from .trials import Trial
+
+Floats = npt.NDArray[np.float64]
+
+# The bet u on the most telling outcome puts q = p + (1 - p) u there and shares the rest as H0 does. Most of the stake
+# is on a model that kept nearly everything, so that its verdict needs few keys; the rest covers eroded models.
+SPIKES = np.array([0.98, 0.9, 0.75, 0.5, 0.25, 0.1, 0.03])
+SPIKE_WEIGHTS = np.array([0.4, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
+# For ranks, a third of the stake is bet like that on every key; a third only on keys whose answer was a candidate, said
+# aloud, as the window test does; and a third with density falling as exp(-theta u) over the null distribution.
+TILTS = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+# Against an FSR of f or more: bets that the FSR is f times these.
+MISS_BETS = np.array([0.04, 0.3, 0.6])
+MISS_WEIGHTS = np.array([0.5, 0.25, 0.25])
+_LOOK_AHEAD = 4096
+
+
+def log_weights(test: str) -> Floats:
+    """(J,) ln of the stake on each bet."""
+    if test != "rank":
+        return np.asarray(np.log(SPIKE_WEIGHTS), dtype=np.float64)
+    return np.asarray(
+        np.log(np.concatenate([SPIKE_WEIGHTS, SPIKE_WEIGHTS, np.full(len(TILTS), 1 / len(TILTS))]) / 3),
+        dtype=np.float64,
+    )
+
+
+@lru_cache(maxsize=65536)
+def log_factors(test: str, probs: tuple[float, ...], aloud: bool = False) -> Floats:
+    """(outcomes, J) ln q / p of each bet, for each outcome of a trial with these chances under H0."""
+    p = np.asarray(probs)
+    spikes: Floats = np.log1p(-SPIKES)[None, :].repeat(len(p), axis=0)
+    spikes[0] = np.log(p[0] + (1 - p[0]) * SPIKES) - math.log(p[0])
+    if test != "rank":
+        return spikes
+    ends = np.cumsum(p)
+    ends[-1] = 1.0
+    reached = np.expm1(-TILTS * ends[:, None]) / np.expm1(-TILTS)
+    bets = np.diff(reached, axis=0, prepend=0.0)
+    return np.concatenate([spikes, spikes if aloud else 0 * spikes, np.log(bets / p[:, None])], axis=1)
+
+
+def log_miss_factors(smallest_fsr: float) -> Floats:
+    """(2, 3) ln of the factors against an FSR of `smallest_fsr` or more: of a key that matched, and of another."""
+    bets = smallest_fsr * MISS_BETS
+    return np.stack([np.log(MISS_BETS), np.log1p(-bets) - math.log1p(-smallest_fsr)])
+
+
+class SequentialTest:
+    """The evidence so far. All logarithms that it gives are log10."""
+
+    def __init__(self, test: str, false_positive_rate: float, smallest_fsr: float, miss_rate: float) -> None:
+        self._test = test
+        self._limit, self._miss_limit = -math.log(false_positive_rate), -math.log(miss_rate)
+        self._bets, self._miss_bets = log_weights(test), np.log(MISS_WEIGHTS)
+        self._miss_factors = log_miss_factors(smallest_fsr)
+        self._highest = 0.0
+        self._highest_miss = 0.0
+
+    def add(self, trials: Sequence[Trial], matched: bool) -> None:
+        """One more key: its trials, and whether it matched."""
+        for trial in trials:
+            if trial.informative:
+                self._bets = self._bets + log_factors(self._test, trial.probs, trial.aloud)[trial.outcome]
+        self._miss_bets = self._miss_bets + self._miss_factors[0 if matched else 1]
+        self._highest = max(self._highest, self._log_e)
+        self._highest_miss = max(self._highest_miss, float(special.logsumexp(self._miss_bets)))
+
+    @property
+    def _log_e(self) -> float:
+        return float(special.logsumexp(self._bets))
+
+    @property
+    def log10_e(self) -> float:
+        """log10 E, the evidence for the owner after the keys so far."""
+        return self._log_e / math.log(10)
+
+    @property
+    def log10_p(self) -> float:
+        """log10 of the anytime-valid p-value, min(1, 1 / the largest E so far)."""
+        return -self._highest / math.log(10) + 0.0
+
+    @property
+    def log10_miss(self) -> float:
+        """log10 of the anytime-valid p-value of "an FSR of `smallest_fsr` or more"."""
+        return -self._highest_miss / math.log(10) + 0.0
+
+    def verdict(self) -> str:
+        """match once E has reached 1 / alpha; no_match once the FSR is excluded and E is at most 1; else inconclusive.
+
+        The second condition is only patience: an eroded model may exclude the smallest FSR while evidence for the owner
+        grows. Stopping later leaves both error rates as they are.
+        """
+        if self._highest >= self._limit * (1 - 1e-12):
+            return "match"
+        if self._highest_miss >= self._miss_limit * (1 - 1e-12) and self._log_e <= 1e-9:
+            return "no_match"
+        return "inconclusive"
+
+    def fewest_more(self, best: Sequence[Trial]) -> int:
+        """The least number of further keys that could end it: all as telling as `best`, or none a match."""
+        matching = sum(
+            (log_factors(self._test, trial.probs, trial.aloud)[trial.outcome] for trial in best),
+            np.zeros(len(self._bets)),
+        )
+        steps = np.arange(1, _LOOK_AHEAD + 1)[:, None]
+        match = special.logsumexp(self._bets + steps * matching, axis=1) >= self._limit
+        miss = special.logsumexp(self._miss_bets + steps * self._miss_factors[1], axis=1) >= self._miss_limit
+        ends = np.flatnonzero(match | miss)
+        return int(ends[0]) + 1 if len(ends) else _LOOK_AHEAD
+
+
+def confidence_interval(matches: int, queried: int, level: float = 0.95) -> tuple[float, float]:
+    """The FSRs that a confidence sequence has not excluded: it covers with `level` at all times together.
+
+    All f for which the martingale with a Beta(1/2, 1/2) mixture of bets, B(m + 1/2, n - m + 1/2) / (B(1/2, 1/2) f^m
+    (1 - f)^(n - m)), stays below 1 / (1 - level) [Robbins 1970]. For keys that match independently.
+    """
+    mixture = special.betaln(matches + 0.5, queried - matches + 0.5) - special.betaln(0.5, 0.5)
+    limit = -math.log1p(-level)
+
+    def excess(f: float) -> float:
+        return float(mixture - special.xlogy(matches, f) - special.xlog1py(queried - matches, -f) - limit)
+
+    seen, tiny = matches / queried, 1e-15
+    low = 0.0 if matches == 0 else float(optimize.brentq(excess, tiny, min(seen, 1 - tiny), xtol=1e-12))
+    high = 1.0 if matches == queried else float(optimize.brentq(excess, max(seen, tiny), 1 - tiny, xtol=1e-12))
+    return low, high

@@ -1,0 +1,155 @@
+"""The registry's commands: what they print, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sets import small_set
+
+from oml_fast import settings
+from oml_fast.cli import (
+    common,
+    registry_add_licensee,
+    registry_add_model,
+    registry_add_set,
+    registry_keys,
+    registry_licensees,
+    registry_sets,
+    registry_spend,
+    registry_upgrade,
+    registry_verifications,
+)
+from oml_fast.errors import InvalidArgumentError
+from oml_fast.registry import Registry
+
+Run = Callable[..., str]
+COMMANDS: dict[str, Any] = {
+    "registry add-licensee": registry_add_licensee,
+    "registry licensees": registry_licensees,
+    "registry add-set": registry_add_set,
+    "registry sets": registry_sets,
+    "registry add-model": registry_add_model,
+    "registry keys": registry_keys,
+    "registry verifications": registry_verifications,
+    "registry spend": registry_spend,
+    "registry upgrade": registry_upgrade,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `registry COMMAND` on one registry; returns what it printed."""
+
+    def run(name: str, *arguments: object) -> str:
+        words = ["registry", name, *map(str, arguments), "--registry", str(tmp_path / "registry.sqlite")]
+        options = common.parse(COMMANDS, words)
+        COMMANDS[options.command_name].run(options)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def digest(run: Run, tmp_path: Path) -> str:
+    """A set of eight for Acme, recorded; its file is `set.json`."""
+    small_set(8).save(tmp_path / "set.json")
+    run("add-licensee", "--name", "Acme", "--note", "by contract 7")
+    run("add-set", "--fingerprints", tmp_path / "set.json", "--licensee", "Acme")
+    return small_set(8).digest()
+
+
+def test_what_is_recorded_is_listed(run: Run, digest: str, tmp_path: Path) -> None:
+    assert "Acme" in run("licensees")
+    assert json.loads(run("licensees", "--json"))["licensees"][0]["note"] == "by contract 7"
+    listed = json.loads(run("sets", "--json"))
+    assert [(each["digest"], each["licensee"]) for each in listed["sets"]] == [(digest, "Acme")]
+    assert digest[:16] in run("sets")
+    assert run("sets", "--licensee", "Nobody") == "No sets.\n"
+    assert run("verifications") == "No verifications.\n"
+
+
+def test_a_model_is_recorded_by_its_weights(run: Run, digest: str, tiny_folder: Path) -> None:
+    from oml_fast.models.digests import model_digest
+
+    said = json.loads(run("add-model", "--model", tiny_folder, "--set", digest[:8], "--name", "one", "--json"))
+    assert (said["digest"], said["set_digest"], said["path"]) == (model_digest(tiny_folder), digest, "one")
+    assert json.loads(run("sets", "--json"))["models"][0]["path"] == "one"
+    assert "one" in run("sets")
+
+
+def test_a_folder_without_weights_is_no_model(run: Run, digest: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="holds no weights in safetensors"):
+        run("add-model", "--model", tmp_path, "--set", digest)
+
+
+def test_how_many_keys_are_left(run: Run, digest: str) -> None:
+    assert run("spend", "--set", digest[:8], "--numbers", "0,2-3", "--suspect", "court").startswith("3 keys of the set")
+    assert json.loads(run("spend", "--set", digest, "--numbers", "3,4", "--json"))["newly_spent"] == 1
+    (count,) = json.loads(run("keys", "--suspect", "court", "--json"))["sets"]
+    assert (count["num_fingerprints"], count["left"], count["spent"], count["seen"]) == (8, 4, 4, 4)
+    head, row = run("keys").splitlines()
+    assert head.split() == ["set", "licensee", "keys", "left", "spent"]
+    assert row.split() == [digest[:16], "Acme", "8", "4", "4"]
+    assert run("keys", "--suspect", "others").splitlines()[1].split()[-1] == "2"
+
+
+@pytest.mark.parametrize("numbers", ["", "a", "1-", "-1", "3-2", "0,", "0-8", "0-99999999999", "0.5", "8"])
+def test_numbers_that_are_no_keys(run: Run, digest: str, numbers: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"--numbers: |has no key 8"):
+        run("spend", "--set", digest, f"--numbers={numbers}")
+    assert json.loads(run("keys", "--json"))["sets"][0]["left"] == 8
+
+
+@pytest.mark.parametrize("wrap", [list, lambda order: {"order": order, "more": 1}])
+def test_an_order_comes_from_a_file(run: Run, digest: str, tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
+    order = [7, 6, 5, 4, 3, 2, 1, 0]
+    (tmp_path / "order.json").write_text(json.dumps(wrap(order)))
+    run("add-set", "--fingerprints", tmp_path / "set.json", "--order", tmp_path / "order.json")
+    with Registry(tmp_path / "registry.sqlite") as registry:
+        assert registry.attempt(small_set(8), suspect="them").take(2) == (7, 6)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[0, 1.0]", "[true]", '"01"', "[" * 100_000])
+def test_files_that_hold_no_order(run: Run, digest: str, tmp_path: Path, text: str) -> None:
+    (tmp_path / "order.json").write_text(text)
+    with pytest.raises(InvalidArgumentError, match="holds no order of asking"):
+        run("add-set", "--fingerprints", tmp_path / "set.json", "--order", tmp_path / "order.json")
+
+
+def test_verifications_are_listed_and_shown(run: Run, digest: str, tmp_path: Path) -> None:
+    with Registry(tmp_path / "registry.sqlite") as registry:
+        attempt = registry.attempt(small_set(8), suspect="them")
+        attempt.take(2)
+        assert "not ended" in run("verifications", "--set", digest[:8], "--suspect", "them")
+        attempt.ended("match", {"p_value": 0.5})
+    (listed,) = json.loads(run("verifications", "--json"))["verifications"]
+    assert (listed["id"], listed["verdict"], listed["keys"]) == (attempt.id, "match", 2)
+    shown = json.loads(run("verifications", "--attempt", attempt.id, "--json"))
+    assert (shown["numbers"], shown["report"], shown["suspect"]) == ([0, 1], {"p_value": 0.5}, "them")
+    assert "0, 1" in run("verifications", "--attempt", attempt.id)
+    with pytest.raises(InvalidArgumentError, match="leave out --set and --suspect"):
+        run("verifications", "--attempt", attempt.id, "--suspect", "them")
+
+
+def test_upgrade_makes_a_registry(run: Run) -> None:
+    said = json.loads(run("upgrade", "--json"))
+    assert (said["before"], said["version"]) == (None, "0001")
+    assert "it was of version 0001 before" in run("upgrade")
+
+
+def test_the_registry_comes_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = common.parse(COMMANDS, ["registry", "keys"])
+    monkeypatch.delenv("OML_FAST_REGISTRY", raising=False)
+    with pytest.raises(InvalidArgumentError, match="give --registry PATH, or set OML_FAST_REGISTRY"):
+        registry_keys.run(options)
+    monkeypatch.setenv("OML_FAST_REGISTRY", str(tmp_path / "r"))
+    assert settings.registry_url() == str(tmp_path / "r")
+    registry_keys.run(options)
+    assert capsys.readouterr().out == "No sets.\n"
+    assert (tmp_path / "r").is_file()
