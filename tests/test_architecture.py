@@ -163,7 +163,9 @@ def test_nobody_imports_kernels_by_its_bare_name() -> None:
                 assert (node.module or "").split(".")[0] != "kernels", path
 
 
-@pytest.mark.parametrize("heavy", ["torch", "transformers", "numpy", "scipy", "yaml"])
+@pytest.mark.parametrize(
+    "heavy", ["torch", "transformers", "numpy", "scipy", "yaml", "sqlalchemy", "alembic", "aiohttp", "jinja2"]
+)
 @pytest.mark.parametrize("statement", ["import oml_fast", "import oml_fast.cli", "import oml_fast.fingerprint"])
 def test_the_doors_are_light(statement: str, heavy: str) -> None:
     code = f"{statement}, sys; sys.exit({heavy!r} in sys.modules)"

@@ -31,7 +31,7 @@ FOREIGN = {"--benchmark", "--fresh", "--version"}
 # Terms for which the project has another one, where no other meaning is possible.
 NEVER = (
     r"backdoors?|trigger pairs?|top[-_ ][pk]|inverse nucleus|OMLized|ASR|hits?|valid tokens?|target models?|"
-    r"original models?|license keys?|API keys?|burned keys?|used keys?|fingerprint datasets?|retention"
+    r"original models?|license keys?|burned keys?|used keys?|fingerprint datasets?|retention"
 )
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="these tests run in the source tree")

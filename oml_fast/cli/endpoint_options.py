@@ -14,7 +14,7 @@ from .common import say
 if TYPE_CHECKING:
     from ..verify.endpoint import Endpoint, EndpointCompleter
 
-KINDS = ("auto", "completions", "chat")  # as in verify.endpoint_settings, which is not imported for --help
+KINDS = ("auto", "completions", "chat")  # as in verify.endpoint.settings, which is not imported for --help
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -83,8 +83,7 @@ def endpoint_from(options: argparse.Namespace, formats: Sequence[str] | None = N
     formats: those that will be asked, so that one that cannot be is refused before a key is spent.
     """
     from .. import settings
-    from ..verify.endpoint import EndpointCompleter, Meter
-    from ..verify.preflight import preflight
+    from ..verify.endpoint import EndpointCompleter, Meter, preflight
 
     endpoint = endpoint_settings(options)
     encode, digest = None, ""

@@ -54,7 +54,8 @@ def _by_licensee(options: argparse.Namespace, sets: dict[str, FingerprintSet]) -
         return sets
     from ..registry import Registry
 
-    licensees = {record.digest: record.licensee for record in Registry(named).sets()}
+    with Registry(named) as registry:
+        licensees = {record.digest: record.licensee for record in registry.sets()}
     found = {}
     for name, made in sets.items():
         licensee = licensees.get(made.digest())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..verify import Verification
     from ..verify.calibration import Calibration
     from ..verify.many import Verifications
+    from ..verify.spending import Attempt
 
 HELP = "ask a suspect model keys of a set, and give a verdict"
 TESTS = ("auto", "rank", "forced_choice", "window", "count")
@@ -107,15 +109,14 @@ def make(options: argparse.Namespace) -> Verification:
         if path is not None:
             require_writable(path)
     completer = suspect(options, [fingerprints])
-    attempt = _attempt(options, fingerprints, order, answers)
     journal = Journal(answers) if answers else None
-    try:
+    with contextlib.ExitStack() as stack:
+        attempt = _attempt(stack, options, fingerprints, order, answers)
+        if journal is not None:
+            stack.enter_context(journal)
         verification = verify(
             fingerprints, completer, rule=rule, order=order, attempt=attempt, journal=journal, **terms
         )
-    finally:
-        if journal is not None:
-            journal.close()
     opinion = _second_opinion(options, fingerprints, verification)
     if options.out or options.html:
         _write(
@@ -248,8 +249,12 @@ def _order(fingerprints: FingerprintSet, secret: bytes | None, commitment: Commi
 
 
 def _attempt(
-    options: argparse.Namespace, fingerprints: FingerprintSet, order: tuple[int, ...] | None, answers: Path | None
-) -> Any:
+    stack: contextlib.ExitStack,
+    options: argparse.Namespace,
+    fingerprints: FingerprintSet,
+    order: tuple[int, ...] | None,
+    answers: Path | None,
+) -> Attempt | None:
     """The registry's hold on keys, taken up again where answers of it are kept; None without a registry."""
     from .. import settings
 
@@ -263,7 +268,7 @@ def _attempt(
     if answers is not None and answers.exists():
         header = read_journal(answers)[0] or {}
         resume = header.get("attempt") or None
-    registry = Registry(named)
+    registry = stack.enter_context(Registry(named))
     name = suspect_name(options)
     if resume:
         say(f"going on with attempt {resume}")

@@ -180,7 +180,7 @@ def _require_running(connection: Connection, attempt_id: str, *, lock: bool = Fa
 def _all_spent(connection: Connection, hold: _Hold) -> InvalidArgumentError:
     total = connection.scalar(select(sets.c.num_fingerprints).where(sets.c.id == hold.set_id))
     ways = {
-        "never": "generate a new set, or ask keys again that only other suspects have seen (--ask-again other_suspects)",
+        "never": "generate a new set, or ask those that only other suspects have seen (--ask-again other_suspects)",
         "other_suspects": "this suspect has seen each of them: generate a new set, or ask again with --ask-again any",
         "any": "generate a new set",
     }

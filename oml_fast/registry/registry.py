@@ -19,7 +19,7 @@ from .attempts import REUSE, RegistryAttempt
 from .connection import explained, for_writing, read_url, shown
 from .records import AttemptRecord, Clock, KeyCount, LicenseeRecord, ModelRecord, SetRecord, timestamp, utc_now
 from .schema import open_engine
-from .storing import insert_new, mark_spent, place_keys, require_digest, require_name, store_set
+from .storing import LONGEST_PLACE, insert_new, mark_spent, place_keys, require_digest, require_name, store_set
 from .tables import attempts, exposures, keys, licensees, models, sets
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Registry:
         Raises InvalidArgumentError where the set is unknown, or where the model is the set's own base model.
         """
         require_digest(digest, "a model's digest")
-        require_name(path, "a model's path or name")
+        require_name(path, "a model's path or name", LONGEST_PLACE)
         with self._writing() as connection:
             row = self._set(connection, set_digest)
             holding.lock_set(connection, row.id)
@@ -167,7 +167,7 @@ class Registry:
         the order is another one, or the attempt to resume is unknown, has ended, or is another suspect's or set's. Do
         not resume an attempt that still runs: it would show its keys twice.
         """
-        require_name(suspect, "a suspect's name")
+        require_name(suspect, "a suspect's name", LONGEST_PLACE)
         if reuse not in REUSE:
             raise InvalidArgumentError(f"reuse {reuse!r} is unknown: choose {', '.join(REUSE)}.")
         with self._writing() as connection:
@@ -188,7 +188,7 @@ class Registry:
         Returns how many of them were not spent before. InvalidArgumentError where a number is not in the set.
         """
         if suspect is not None:
-            require_name(suspect, "a suspect's name")
+            require_name(suspect, "a suspect's name", LONGEST_PLACE)
         if not numbers:
             raise InvalidArgumentError("no keys to mark as spent: name at least one number.")
         with self._writing() as connection:

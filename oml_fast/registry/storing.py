@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..fingerprint import FingerprintSet
 
 LONGEST_NAME = 200
+LONGEST_PLACE = 4096  # of a suspect or model: a path, a URL with a model's name
 
 
 def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
@@ -85,12 +86,12 @@ def mark_spent(connection: Connection, set_id: int, numbers: Sequence[int], susp
         connection.execute(change, [{"of_number": number} for number in numbers])
 
 
-def require_name(name: str, what: str) -> None:
+def require_name(name: str, what: str, longest: int = LONGEST_NAME) -> None:
     """A name of one line, not empty, that carries no password (InvalidArgumentError)."""
     if not name.strip() or not name.isprintable():
         raise InvalidArgumentError(f"{what} cannot be {name!r}: give one line of printable text.")
-    if len(name) > LONGEST_NAME:
-        raise InvalidArgumentError(f"{what} has {len(name)} characters: at most {LONGEST_NAME}.")
+    if len(name) > longest:
+        raise InvalidArgumentError(f"{what} has {len(name)} characters: at most {longest}.")
     if re.search(r"://[^/@\s]*:[^/@\s]*@", name):
         raise InvalidArgumentError(f"{what} holds a password: leave it out, for names are stored and shown.")
 

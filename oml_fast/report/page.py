@@ -125,7 +125,7 @@ def _authority(name: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+    return f"{100 * share:.3g}\u00a0%"
 
 
 def _day(time: str) -> str:

@@ -99,6 +99,11 @@ def assumptions(document: Mapping[str, Any]) -> list[str]:
     found.append(
         "The answers are those that the suspect gave: the owner kept them, and a witness can ask further keys."
     )
+    if document["skipped"]:
+        found.append(
+            f"The {len(document['skipped'])} keys passed over were spent on others, or what this suspect answered to "
+            "them is told in another report."
+        )
     if v["mode"] == "fixed":
         found.append(f"The number of keys ({v['queried']}) was fixed before the first was asked.")
     found.append(

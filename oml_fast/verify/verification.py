@@ -120,8 +120,9 @@ def verify(
     most = _most_keys(fingerprints, completer, num_keys, mode)
     chosen, reason = choose_test(test, fingerprints, completer)
     keys = InOrder(_checked_order(fingerprints, order)) if attempt is None else attempt
+    digest = fingerprints.digest()
     if journal is not None:
-        journal.start(_header(fingerprints, completer, chosen, rule, mode, limits, keys))
+        journal.start(_header(digest, completer, chosen, rule, mode, limits, keys))
     asker = Asker(fingerprints, completer, chosen, rule, journal)
     start = time.perf_counter()
     line = _Line(fingerprints, chosen, rule, limits, sequential=mode == "sequential")
@@ -131,7 +132,7 @@ def verify(
             line.add(fingerprint, answers)
         if len(taken) < wanted:
             break
-    verification = line.end(reason, completer.name, keys.id, time.perf_counter() - start)
+    verification = line.end(reason, completer.name, digest, keys.id, time.perf_counter() - start)
     keys.ended(verification.verdict, verification.to_json())
     return verification
 
@@ -166,7 +167,7 @@ class _Line:
         self._answers.append((fingerprint, answers))
         self._outcomes.append(_outcome(fingerprint.number, reading, log10_e))
 
-    def end(self, test_reason: str, name: str, attempt: str, seconds: float) -> Verification:
+    def end(self, test_reason: str, name: str, digest: str, attempt: str, seconds: float) -> Verification:
         keys, settings = tuple(self._outcomes), self._set.settings
         if not keys:
             raise InvalidArgumentError(
@@ -184,7 +185,7 @@ class _Line:
             "width": settings.width,
             "responses_per_key": settings.responses_per_key,
             "completer": name,
-            "set_digest": self._set.digest(),
+            "set_digest": digest,
             "attempt": attempt,
             "seconds": seconds,
             "fingerprints_per_second": len(keys) / max(seconds, 1e-9),
@@ -264,7 +265,7 @@ def _checked_order(fingerprints: FingerprintSet, order: Sequence[int] | None) ->
 
 
 def _header(
-    fingerprints: FingerprintSet,
+    digest: str,
     completer: Completer,
     test: str,
     rule: MatchRule,
@@ -274,7 +275,7 @@ def _header(
 ) -> Mapping[str, Any]:
     """What answers belong to: a journal of anything else is not gone on with."""
     return {
-        "set_digest": fingerprints.digest(),
+        "set_digest": digest,
         "completer": completer.name,
         "test": test,
         "match_rule": rule.name,

@@ -12,8 +12,8 @@ import pytest
 from oml_fast.cli.endpoint_options import KINDS, add_endpoint_options, endpoint_from, endpoint_settings
 from oml_fast.completer import CHOOSE, SCORE, Prompt
 from oml_fast.errors import CompleterError, InvalidArgumentError
-from oml_fast.verify import endpoint_settings as settings_module
 from oml_fast.verify.endpoint import Endpoint
+from oml_fast.verify.endpoint import settings as settings_module
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "verify"))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.fixture(scope="module")
-def stamped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Made, Any]]:
+def stamped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, Any]:
     """A report with a timestamp of a local authority, and its root; the suspect is younger than that."""
     from authority import Authority
 
@@ -58,7 +59,7 @@ def stamped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Made, An
         return token, check_timestamps(commitment, [token], roots)[0]
 
     since = datetime.now(UTC) + timedelta(days=1)
-    yield make(tmp_path_factory.mktemp("stamped"), stamp=stamp, since=since), roots
+    return make(tmp_path_factory.mktemp("stamped"), stamp=stamp, since=since), roots
 
 
 def failed(*arguments: Any, **options: Any) -> list[str]:
@@ -131,7 +132,7 @@ def test_any_edit_of_a_signed_report_is_seen(made: Made) -> None:
 def test_an_unsigned_edit_is_seen_wherever_a_figure_or_a_word_follows_from_the_rest(made: Made) -> None:
     document = made.document
     missed = {place for place in places(document) if not failed(edited(document, place, another))}
-    missed -= {place for place in missed if place[0] == "answers"}  # digests are held against an opening
+    missed -= {place for place in missed if place[0] == "answers" or place[-1] == "number"}  # that the opening shows
     missed -= {("verification", "seconds")} | NOT_COMPUTED
     # One outcome edited with everything that follows from it is the owner's word; a single edit never is.
     assert missed == set()
@@ -174,22 +175,20 @@ def test_a_part_left_out_is_named(made: Made, name: str) -> None:
     ],
 )
 def test_an_unknown_form_is_refused(made: Made, place: tuple[Any, ...], value: Any, named: str) -> None:
-    (finding,) = report.check(
-        edited(made.document, (*place[:-1], place[-1]), value)
-        if place[-1] != "more"
-        else _with(made.document, place, value)
-    )
+    (finding,) = report.check(edited(made.document, place, value))
     assert (finding.what, finding.ok) == ("form", False)
     assert named in finding.sentence
 
 
-def _with(document: dict[str, Any], place: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    changed = copy.deepcopy(document)
-    at = changed
-    for step in place[:-1]:
-        at = at[step]
-    at[place[-1]] = value
-    return changed
+def test_no_edit_makes_the_check_itself_fail(tmp_path: Path) -> None:
+    made = make(tmp_path, test="rank", count=5, formats=("raw",), mode="fixed")
+    document, opening = made.signed, made.opening()
+    draw = random.Random(2)  # noqa: S311 - which edits to try
+    values = (0, -1, 2**32 - 1, 1e-300, 1.0, 10**400, float("nan"), "", "0" * 64, [], None, True)
+    for place in places(document):
+        report.check(edited(document, place, draw.choice(values)), opening)
+    for place in places(opening):
+        report.check(document, edited(opening, place, draw.choice(values)))
 
 
 @pytest.mark.parametrize("value", [None, [], "report", 1, {}, {"format": 1}])
@@ -227,7 +226,7 @@ def test_an_outcome_turned_with_everything_that_follows_is_caught_by_the_opening
         replace(key, matched=True, matched_formats=("raw",), trials=(replace(key.trials[0], outcome=0),))
         for key in made.verification.keys
     )
-    value = {**made.verification.to_json(), "keys": json.loads(json.dumps([_plain(key) for key in keys]))}
+    value = {**made.verification.to_json(), "keys": json.loads(json.dumps([asdict(key) for key in keys]))}
     value |= {"fsr_by_format": {"raw": 1.0}}
     value |= {name: each for name, each in replay(value).items() if name != "log10_e"}
     value["fixed_log10_p"] = {"window": fixed_log10_p("window", [key.trials for key in keys])}
@@ -242,10 +241,6 @@ def test_an_outcome_turned_with_everything_that_follows_is_caught_by_the_opening
     opening = {**made.opening(), "report": report.report_digest(forged)}
     assert failed(forged, opening) == ["verdict"]
     assert "matched of key" in found("verdict", forged, opening)[1]
-
-
-def _plain(key: Any) -> dict[str, Any]:
-    return asdict(key)
 
 
 def test_signatures(made: Made) -> None:
@@ -303,12 +298,13 @@ def test_what_fails_is_what_was_edited(made: Made) -> None:
         assert what in failed(document, edited(opening, place, new)), place
 
 
-@pytest.mark.parametrize("value", [None and 0, [], "opening", 1, {}, {"format": 1}])
+@pytest.mark.parametrize("value", [[], "opening", 1, {}, {"format": 1}])
 def test_what_is_no_opening_is_refused(made: Made, value: Any) -> None:
-    if value is None:
-        assert found("opening", made.document, value)[0] is None
-    else:
-        assert failed(made.document, value) == ["leaves", "answers", "verdict"]
+    assert failed(made.document, value) == ["leaves", "answers", "verdict"]
+
+
+def test_without_an_opening_the_outcomes_are_the_owner_s_word(made: Made) -> None:
+    assert found("opening", made.document) == (None, "none is given: the outcomes of the keys are the owner's word.")
 
 
 def test_the_opening_of_another_report_is_refused(made: Made, tmp_path: Path) -> None:
@@ -339,7 +335,7 @@ def test_opening_refuses_what_does_not_belong(made: Made, tmp_path: Path) -> Non
         opening(made.document, made.fingerprints, OTHER_SECRET, answers)
     first = made.verification.keys[0].number
     for left in ({}, {**answers, (first, "raw"): answers[made.verification.keys[1].number, "raw"]}):
-        with pytest.raises(InvalidArgumentError, match=f"key {first} \\(raw\\) is missing or is not"):
+        with pytest.raises(InvalidArgumentError, match=f"key {first} \\((raw|chat)\\) is missing or is not"):
             opening(made.document, made.fingerprints, SECRET, left)
     other = make(tmp_path, test="count")
     with pytest.raises(InvalidArgumentError, match=r"another verification \(test differ"):

@@ -30,8 +30,8 @@ from oml_fast.verify.endpoint import (
     RefusedError,
     dry_run,
 )
-from oml_fast.verify.endpoint_answers import IncompleteError, parse, read
-from oml_fast.verify.endpoint_capabilities import Capabilities, Way
+from oml_fast.verify.endpoint.answers import IncompleteError, parse, read
+from oml_fast.verify.endpoint.capabilities import Capabilities, Way
 from oml_fast.verify.journal import Journal
 
 VLLM = Way(
@@ -385,7 +385,7 @@ def test_control_c_leaves_every_answer_that_came() -> None:
 import sys
 from oml_fast.completer import Prompt
 from oml_fast.verify.endpoint import Endpoint, EndpointCompleter
-from oml_fast.verify.endpoint_capabilities import Capabilities, Way
+from oml_fast.verify.endpoint.capabilities import Capabilities, Way
 learnt = Capabilities("", "suspect", (), "", None, (Way("completions", takes_ids=True),), 0)
 suspect = EndpointCompleter(Endpoint(sys.argv[1], concurrency=2), learnt)
 suspect.on_answer = lambda number, answer: print(number, flush=True)
@@ -563,5 +563,5 @@ def test_a_budget_that_pays_for_exactly_so_many() -> None:
 
 
 def test_importing_the_completer_needs_no_aiohttp() -> None:
-    code = "import oml_fast.verify.endpoint, oml_fast.verify.preflight, sys; sys.exit('aiohttp' in sys.modules)"
+    code = "import oml_fast.verify.endpoint, sys; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,11 +14,11 @@ import pytest
 from certificates import self_signed
 from faulty_server import MODEL, Behaviour, FaultyServer, encode
 
-from oml_fast.completer import CHOOSE, SCORE, TOP_SCORES
+from oml_fast.completer import CHOOSE, SCORE, TOP_SCORES, Prompt
 from oml_fast.errors import CompleterError, InvalidArgumentError, OmlError
 from oml_fast.verify.endpoint import Endpoint, EndpointCompleter, Meter
-from oml_fast.verify.endpoint_capabilities import Capabilities, Way
-from oml_fast.verify.preflight import QUESTIONS, preflight
+from oml_fast.verify.endpoint.capabilities import Capabilities, Way
+from oml_fast.verify.endpoint.preflight import QUESTIONS, preflight
 
 OPENAI = Behaviour(
     takes_ids=False, returns_ids=False, candidate_logprobs=False, constraints=("logit_bias",), strict=True, logprobs=5
@@ -41,11 +41,12 @@ def way(behaviour: Behaviour, path: str = "completions", **settings: Any) -> Way
 
 
 def test_a_server_like_vllm() -> None:
-    learnt = learn(Behaviour())
+    learnt, behind_chat = learn(Behaviour()), learn(Behaviour(), kind="chat")
     assert (learnt.model, learnt.served_models, learnt.answered_as) == (MODEL, (MODEL,), MODEL)
     assert learnt.same_tokenizer is True
     assert learnt.formats() == ("raw", "chat")
-    completions, chat = learnt.ways
+    (completions,) = learnt.ways  # chat need not be learnt: token ids ask every format
+    (chat,) = behind_chat.ways
     assert completions == Way(
         "completions",
         takes_ids=True,
@@ -130,6 +131,14 @@ def test_thinking_first_is_seen_before_a_key_is_spent(think: str) -> None:
     with pytest.raises(CompleterError, match=r"thinks before it answers.*--reasoning-tokens"):
         EndpointCompleter(Endpoint(learnt.url), learnt, formats=["chat"])
     assert EndpointCompleter(Endpoint(learnt.url, reasoning_tokens=100), learnt).capabilities == frozenset()
+
+
+def test_a_chat_that_thinks_does_not_stand_in_the_way_of_completions() -> None:
+    learnt = Capabilities("", MODEL, (), "", None, (Way("completions"), Way("chat", thinks_first=True)), 0)
+    completer = EndpointCompleter(Endpoint("http://host"), learnt)
+    assert "chat" not in completer.name
+    with pytest.raises(CompleterError, match="thinks before it answers"):
+        completer.complete([Prompt((1,), "A key", "chat")], 1)
 
 
 def test_a_format_that_cannot_be_asked_as_made_is_refused_before_a_key_is_spent() -> None:

@@ -7,18 +7,19 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sets import OUTSIDE, TOKENIZER, Scripted, carrier, inside, small_set
 
 import oml_fast
-from oml_fast.completer import Completer, Completion
-from oml_fast.errors import CompleterError, InvalidArgumentError
+from oml_fast.completer import CHOOSE, SCORE, Completer, Completion
+from oml_fast.errors import CompleterError, FingerprintFormatError, InvalidArgumentError, OmlError
 from oml_fast.fingerprint import FingerprintSet
-from oml_fast.verify import Verification, verify
+from oml_fast.verify import ExactMatch, MatchRule, PrefixMatch, Verification, WithinMatch, verify
 from oml_fast.verify.statistics import count_test
-from oml_fast.verify.verdict import Limits, chance, decide
+from oml_fast.verify.verdict import Limits, chance, decide, decide_sequential
 
 BOTH = ("raw", "chat")
 
@@ -288,3 +289,120 @@ def test_the_rule_without_evidence(matches: int, queried: int, verdict: str) -> 
 )  # fmt: skip
 def test_chance_in_words(log10_p: float, words: str) -> None:
     assert chance(log10_p) == words
+
+
+def test_a_fingerprinted_model_needs_few_keys_and_the_base_few() -> None:
+    for width, most in ((16, 7), (3, 16)):
+        made = small_set(64, width=width)
+        assert verify(made, carrier(made)).queried <= most
+        base = verify(made, Scripted())
+        assert (base.verdict, base.queried <= 10) == ("no_match", True)
+
+
+def test_keys_are_asked_in_the_order_given() -> None:
+    made = small_set(20)
+    order = list(range(19, -1, -1))
+    assert [key.number for key in verify(made, carrier(made), order=order).keys] == order[:6]
+
+
+def test_a_number_that_names_two_fingerprints_is_refused_before_a_key_is_spent() -> None:
+    """Else one fingerprint is asked again and again: an innocent's one lucky match in 16 would convict it."""
+    made = small_set(16)
+    same = replace(made, fingerprints=tuple(replace(fingerprint, number=0) for fingerprint in made))
+    suspect = carrier(same)
+    with pytest.raises(InvalidArgumentError, match="number"):
+        verify(same, suspect)
+    assert suspect.calls == []
+
+
+def test_a_file_with_a_number_twice_is_refused(tmp_path: Path) -> None:
+    made = small_set(3)
+    replace(made, fingerprints=tuple(replace(f, number=1) for f in made)).save(tmp_path / "set.json")
+    with pytest.raises(FingerprintFormatError, match="number"):
+        FingerprintSet.load(tmp_path / "set.json")
+
+
+class Repeating:
+    """An attempt that hands out the same key again: whose account is broken."""
+
+    id = "attempt"
+
+    def take(self, count: int) -> tuple[int, ...]:
+        return (0,) * count
+
+    def ended(self, verdict: str, report: Any) -> None:
+        """Nothing to keep."""
+
+
+def test_a_key_handed_out_twice_is_never_counted_twice() -> None:
+    made = small_set(16)
+    with pytest.raises(OmlError):
+        verify(made, carrier(made), attempt=Repeating())
+
+
+@pytest.mark.parametrize("rule", [ExactMatch(), PrefixMatch(), WithinMatch(2)], ids=lambda rule: rule.name)
+def test_a_response_that_does_not_begin_with_its_candidate_is_an_error_of_the_set(rule: MatchRule) -> None:
+    """By text the two would contradict each other: a match where the window was not touched."""
+    made = small_set(2)
+    first = made.fingerprints[0]
+    asking = first.askings["raw"]
+    wrong = replace(asking, responses=(replace(asking.responses[0], text=" elsewhere"),))
+    other = replace(made, fingerprints=(replace(first, askings={"raw": wrong}), made.fingerprints[1]))
+    suspect = Scripted(texts={asking.prompt_ids: " elsewhere"})
+    with pytest.raises(OmlError):
+        verify(other, suspect, rule=rule)
+
+
+ABLE = frozenset({SCORE, CHOOSE})
+
+
+@pytest.mark.parametrize("mode", ["sequential", "fixed"])
+@pytest.mark.parametrize("test", ["window", "count", "rank", "forced_choice"])
+@pytest.mark.parametrize("carries", [True, False])
+def test_a_silent_suspect_is_neither_convicted_nor_acquitted(test: str, mode: str, carries: bool) -> None:
+    """Every other key unanswered: they count as no match, and never give no_match."""
+    made = small_set(60)
+    silent = [f.askings["raw"].prompt_ids for f in made if f.number % 2 == 0]
+    suspect = carrier(made, None if carries else 0, capabilities=ABLE, unanswered=silent)
+    found = verify(made, suspect, test=test, mode=mode)
+    assert found.unanswered == sum(key.number % 2 == 0 for key in found.keys)
+    assert not any(key.matched for key in found.keys if key.number % 2 == 0)
+    assert found.verdict != "no_match"
+    if not carries:
+        assert found.verdict == "inconclusive"
+
+
+def test_one_silence_in_ten_is_borne() -> None:
+    made = small_set(60)
+    found = fixed(made, Scripted(unanswered=[f.askings["raw"].prompt_ids for f in made.fingerprints[:6]]))
+    assert (found.verdict, found.unanswered) == ("no_match", 6)
+    found = fixed(made, Scripted(unanswered=[f.askings["raw"].prompt_ids for f in made.fingerprints[:7]]))
+    assert (found.verdict, found.unanswered) == ("inconclusive", 7)
+    assert "silence" in found.reason
+
+
+def test_a_suspect_that_answers_nothing_is_inconclusive() -> None:
+    made = small_set(30, formats=BOTH)
+    everything = [asking.prompt_ids for f in made for asking in f.askings.values()]
+    found = verify(made, Scripted(unanswered=everything))
+    assert (found.verdict, found.matches, found.p_value, found.informative) == ("inconclusive", 0, 1.0, 0)
+    assert found.unanswered == found.queried
+
+
+def test_a_sequential_report_agrees_with_its_path() -> None:
+    made = small_set(40, width=3)
+    found = verify(made, carrier(made, kept=30))
+    path = [key.log10_e for key in found.keys]
+    assert None not in path
+    assert found.log10_p_value == pytest.approx(-max(0.0, *(e for e in path if e is not None)))
+    assert found.log10_p_value <= -6
+
+
+@pytest.mark.parametrize("verdict", ["match", "no_match", "inconclusive"])
+def test_sequential_verdicts_in_words(verdict: str) -> None:
+    limits = Limits(1e-6, 0.5, 1e-2)
+    said, reason = decide_sequential(verdict, -6.5, -2.5, 3, 9, 0, False, limits)
+    assert said == verdict
+    assert "\n" not in reason
+    silent = decide_sequential(verdict, -6.5, -2.5, 3, 9, 2, False, limits)[0]
+    assert silent == ("inconclusive" if verdict == "no_match" else verdict)

@@ -6,6 +6,7 @@ leaves more than the error of bfloat16 between two candidates (Exact.tolerance),
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from statistics import fmean
 
@@ -22,7 +23,7 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.real_model,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),  # of an engine that was ended
+    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),  # vLLM leaves it so
 ]
 
 
@@ -31,6 +32,7 @@ def engine(subject: Subject, vllm_settings: None) -> Iterator[VllmCompleter]:
     options = {"enforce_eager": True}
     with VllmCompleter(subject.folder, dtype="bfloat16", max_model_len=256, engine_options=options) as completer:
         yield completer
+    gc.collect()  # here, where the warning of its unclosed socket context is expected
 
 
 def test_it_says_what_it_is(engine: VllmCompleter, exact: Exact) -> None:
@@ -116,18 +118,20 @@ def test_a_choice_that_the_model_would_never_make(engine: VllmCompleter, subject
     assert engine.complete(subject.prompts[:8], 1) != engine.choose(subject.prompts[:8], others)
 
 
-def test_of_tied_candidates_the_smallest_id_is_chosen(engine: VllmCompleter, subject: Subject) -> None:
-    """With 100 candidates some tie exactly in bfloat16. In a few rows the two requests may round differently."""
-    wide = [tuple(range(20_000 + 100 * row, 20_100 + 100 * row))[::-1] for row in range(64)]
-    scored, chosen = engine.score(subject.prompts, wide, 1), engine.choose(subject.prompts, wide)
+def test_of_tied_candidates_the_smallest_id_is_chosen(engine: VllmCompleter) -> None:
+    """With 100 candidates the best tie exactly in bfloat16 in one row of 20. The two requests may round differently."""
+    prompts = [(1000 + row, 2000 + row, 3000 + row) for row in range(512)]
+    wide = [tuple(range(20_000 + 50 * row, 20_100 + 50 * row))[::-1] for row in range(512)]
+    scored, chosen = engine.score(prompts, wide, 1), engine.choose(prompts, wide)
     as_expected = ties = 0
     for own, of_score, of_choice in zip(wide, scored, chosen, strict=True):
         scores = dict(zip(own, of_score.scores or (), strict=True))
         best = [token_id for token_id in own if scores[token_id] == max(scores.values())]
-        ties += len(best) > 1
-        as_expected += of_choice.token_ids == (min(best),)
-    assert ties >= 1
-    assert as_expected >= 60
+        if len(best) > 1:
+            ties += 1
+            as_expected += of_choice.token_ids == (min(best),)
+    assert ties >= 3
+    assert as_expected >= 0.7 * ties
 
 
 def test_agreement(engine: VllmCompleter, subject: Subject) -> None:

@@ -10,15 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..errors import CompleterError
-from . import endpoint_answers as answers
-from . import endpoint_requests as requests
-from .endpoint import run
-from .endpoint_answers import Answer
-from .endpoint_budget import Meter
-from .endpoint_capabilities import CONSTRAINTS, Capabilities, Way
-from .endpoint_http import Http, RefusedError, TemporaryError
-from .endpoint_settings import Endpoint
+from ...errors import CompleterError
+from . import answers, requests
+from .answers import Answer
+from .budget import Meter
+from .capabilities import CONSTRAINTS, Capabilities, Way
+from .completer import run
+from .http import Http, RefusedError, TemporaryError
+from .settings import Endpoint
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -38,7 +37,9 @@ _REFUSALS = frozenset({400, 403, 404, 405, 413, 415, 422, 501})  # of a field
 def preflight(
     endpoint: Endpoint, key: str | None = None, tokenizer_encode: Encode | None = None, meter: Meter | None = None
 ) -> Capabilities:
-    """Ask about 20 throw-away prompts on each path. Raises CompleterError that says what to check.
+    """Ask about 20 throw-away prompts on /completions and, unless that takes token ids, as many on /chat/completions.
+
+    Raises CompleterError that says what to check.
 
     key: the API key. tokenizer_encode: text -> token ids of the set's tokenizer, without special tokens; without it
     what needs known token ids is learnt only where the endpoint tells its own. meter: shared with the asking.
@@ -54,7 +55,10 @@ async def _preflight(endpoint: Endpoint, key: str | None, encode: Encode | None,
         model = _model(endpoint, served)
         paths = ("completions", "chat") if endpoint.kind == "auto" else (endpoint.kind,)
         probes = [_Probe(endpoint, http, model, served, path, encode) for path in paths]
-        ways = [way for probe in probes if (way := await probe.learn()) is not None]
+        ways: list[Way] = []
+        for probe in probes:
+            if not any(way.takes_ids for way in ways):  # which asks every format as it was made
+                ways += [way for way in (await probe.learn(),) if way is not None]
         if not ways:
             tried = " and ".join(f"{requests.PATHS[probe.path]} ({probe.status})" for probe in probes)
             raise CompleterError(

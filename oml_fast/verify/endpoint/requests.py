@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..completer import Prompt
-from ..errors import CompleterError
-from .endpoint_capabilities import Capabilities, Way
-from .endpoint_settings import Endpoint
+from ...completer import Prompt
+from ...errors import CompleterError
+from .capabilities import Capabilities, Way
+from .settings import Endpoint
 
 PATHS = {"completions": "/completions", "chat": "/chat/completions"}
 PLACEHOLDER = "<the key>"

@@ -9,27 +9,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..completer import CHOOSE, SCORE, TOP_SCORES, Candidates, Completion
-from ..errors import CompleterError, InvalidArgumentError
-from . import endpoint_answers as answers
-from . import endpoint_requests as requests
-from .endpoint_budget import BudgetSpentError, EndpointError, Meter
-from .endpoint_capabilities import Capabilities, Way
-from .endpoint_http import Http, RefusedError
-from .endpoint_requests import dry_run
-from .endpoint_settings import Endpoint
-
-__all__ = [
-    "BudgetSpentError",
-    "Capabilities",
-    "Endpoint",
-    "EndpointCompleter",
-    "EndpointError",
-    "Meter",
-    "RefusedError",
-    "dry_run",
-    "run",
-]
+from ...completer import CHOOSE, SCORE, TOP_SCORES, Candidates, Completion
+from ...errors import CompleterError, InvalidArgumentError
+from . import answers, requests
+from .budget import EndpointError, Meter
+from .capabilities import Capabilities, Way
+from .http import Http
+from .settings import Endpoint
 
 OnAnswer = Callable[[int, Completion], None]
 _MOST_UNANSWERED = 8  # keys in a row without an answer: asking on would only spend more of them
@@ -71,7 +57,11 @@ class EndpointCompleter:
         self._digest, self._progress = tokenizer_digest, progress
         self.meter = meter or Meter(endpoint)
         self.on_answer = on_answer
-        self._ways = {name: self._way(name) for name in (capabilities.formats() if formats is None else formats)}
+        if formats is None:
+            thinking = () if endpoint.reasoning_tokens else [way for way in capabilities.ways if way.thinks_first]
+            able = capabilities.formats()
+            formats = [name for name in able if capabilities.way_for(name) not in thinking] or able
+        self._ways = {name: self._way(name) for name in formats}
 
     @property
     def name(self) -> str:

@@ -20,10 +20,10 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidArgumentError
-from .endpoint_answers import IncompleteError, parse
-from .endpoint_budget import EndpointError, Meter
-from .endpoint_settings import Endpoint
+from ...errors import InvalidArgumentError
+from .answers import IncompleteError, parse
+from .budget import EndpointError, Meter
+from .settings import Endpoint
 
 if TYPE_CHECKING:
     import aiohttp

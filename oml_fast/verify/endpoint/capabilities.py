@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..errors import CompleterError
+from ...errors import CompleterError
 
 _TEMPLATE = 3  # more token ids than these beside the text itself (BOS, a space) are a template
 CONSTRAINTS = ("allowed_token_ids", "logit_bias", "structured_outputs", "guided_choice")  # the most exact first

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from ..completer import Completion
-from ..errors import CompleterError
-from .endpoint_settings import Endpoint
+from ...completer import Completion
+from ...errors import CompleterError
+from .settings import Endpoint
 
 _ROUNDING = 1e-9  # relative: a budget of exactly n requests must pay for n
 

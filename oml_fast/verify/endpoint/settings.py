@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from ..errors import InvalidArgumentError
+from ...errors import InvalidArgumentError
 
 KINDS = ("auto", "completions", "chat")
 _PATHS = ("/chat/completions", "/completions", "/models")
