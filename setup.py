@@ -77,7 +77,7 @@ setup(
     # `kernels` is also the import name of a Hugging Face package: ours is mapped into oml_fast, never on sys.path.
     packages=[*find_packages(include=["oml_fast", "oml_fast.*"]), "oml_fast.kernels"],
     package_dir={"oml_fast.kernels": "kernels"},
-    package_data={"oml_fast": ["py.typed"]},
+    package_data={"oml_fast": ["py.typed"], "oml_fast.report": ["*.json", "*.j2", "*.css"]},
     ext_modules=[Extension("oml_fast._native", sources=[])] if _native_wanted() else [],
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,

@@ -234,7 +234,7 @@ def _factors(test: str, reading: Reading) -> Floats:
     total = np.zeros(len(log_factors(test, (0.5, 0.5))[0]))
     for trial in reading.trials:
         if trial.informative:
-            total = total + log_factors(test, trial.probs)[trial.outcome]
+            total = total + log_factors(test, trial.probs, trial.aloud)[trial.outcome]
     return total
 
 
@@ -283,7 +283,9 @@ def _answers(config: Config) -> tuple[list[Answer], list[int]]:
     if config.test == "rank":
         outside = Completion((OUTSIDE,), "", scores=(0.0,) * config.width)
         rotated = np.stack([np.roll(-np.arange(config.width, dtype=float), place) for place in range(config.width)])
-        single = [Completion((OUTSIDE,), "", scores=tuple(scores.tolist())) for scores in rotated]
+        single = [
+            Completion(ids.token_ids, "", scores=tuple(s.tolist())) for ids, s in zip(single, rotated, strict=True)
+        ]
     answers: list[Answer] = [dict.fromkeys(names, outside), dict.fromkeys(names)]
     answers += [dict.fromkeys(names, one) for one in [*single, *more]]
     if len(names) > 1:
@@ -324,5 +326,6 @@ def _rankings(config: Config) -> list[Completion]:
         levels = -np.arange(len(sizes), dtype=float)
         levels[1:][-1:] = -math.inf  # what an endpoint with top log-probabilities tells nothing about
         scores = np.repeat(levels, sizes)
-        tied.append(Completion((OUTSIDE,), "", scores=tuple(rng.permuted(scores).tolist())))
+        said = (OUTSIDE, _window(config).token_ids[0])[len(tied) % 2]  # every other answer names a candidate
+        tied.append(Completion((said,), "", scores=tuple(rng.permuted(scores).tolist())))
     return tied

@@ -63,21 +63,16 @@ def row(figure: dict[str, Any], run: dict[str, Any]) -> tuple[str, ...]:
     return figure["figure"], figure["setting"], figure["value"], bar, f"`{figure['command']}`", run["commit"]
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+def table(rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
+    lines = [columns, ("---",) * len(columns), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def short_table(found: dict[str, dict[str, Any]]) -> str:
-    """Every figure that has a bar."""
-    return table(
-        [
-            row(figure, found[name]["run"])
-            for name in found
-            for figure in figures(found[name])
-            if figure["met"] is not None
-        ]
-    )
+    """Every figure that has a bar, but what is left after attacks: those have a page of their own."""
+    barred = [(name, figure) for name in found for figure in figures(found[name]) if figure["met"] is not None]
+    shown = [figure for name, figure in barred if name != "robustness" or not figure["met"]]
+    return table([row(figure, {"commit": ""})[:4] for figure in shown], COLUMNS[:4])
 
 
 def full_tables(found: dict[str, dict[str, Any]]) -> str:

@@ -93,9 +93,9 @@ def examples(path: Path) -> Iterator[list[str]]:
                 yield words[1:]
 
 
-@command
-def test_every_command_stands_in_the_readme_with_an_example(name: str) -> None:
-    assert any(words[: len(name.split())] == name.split() for words in examples(README))
+@pytest.mark.parametrize("first", sorted({name.split()[0] for name in COMMANDS}))
+def test_every_command_or_one_of_its_group_stands_in_the_readme_with_an_example(first: str) -> None:
+    assert any(words[0] == first for words in examples(README))
 
 
 @command

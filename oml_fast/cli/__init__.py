@@ -31,6 +31,9 @@ from . import (
     registry_spend,
     registry_upgrade,
     registry_verifications,
+    report_check,
+    report_open,
+    report_show,
     verify,
 )
 from .common import parse
@@ -44,6 +47,9 @@ _COMMANDS = {
     "verify": verify,
     "identify": identify,
     "power": power,
+    "report show": report_show,
+    "report check": report_check,
+    "report open": report_open,
     "commit make": commit_make,
     "commit stamp": commit_stamp,
     "commit check": commit_check,

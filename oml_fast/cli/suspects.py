@@ -26,7 +26,11 @@ def add_suspect_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", default="auto", help="of the weights in vLLM (default: auto)")
     parser.add_argument(
-        "--tensor-parallel-size", type=int, default=1, metavar="N", help="GPUs that vLLM splits a model over"
+        "--tensor-parallel-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs for one model in vLLM (default: 1)",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="keys a batch, with transformers (default: 64)")
     add_endpoint_options(parser)

@@ -129,7 +129,7 @@ def make(options: argparse.Namespace) -> Verification:
                 order=order,
                 timestamps=stamps,
                 tokens=_tokens(options),
-                set_name=str(options.fingerprints),
+                set_name=_set_name(options.fingerprints),
                 skipped=_skipped(verification, order),
                 second_opinion=opinion,
                 journal=journal,
@@ -305,6 +305,12 @@ def _write(options: argparse.Namespace, document: dict[str, Any]) -> None:
         report.write(document, options.out)
     if options.html:
         report.write_page(document, options.html)
+
+
+def _set_name(path: Path) -> str:
+    """What the set's file, or the folder that holds it, is called."""
+    file = path / "fingerprints.json" if path.is_dir() else path
+    return file.resolve().parent.name if file.name == "fingerprints.json" else file.stem
 
 
 def _skipped(verification: Verification, order: tuple[int, ...] | None) -> list[int]:

@@ -38,9 +38,10 @@ from ..errors import InvalidArgumentError, OmlError, SignatureError
 from ..fingerprint import Fingerprint
 from ..signing import VerificationKey, check_document
 from ..verify import chance
+from ..verify.journal import answer_json
 from ..verify.replay import replay
 from . import words
-from .document import answer_digest, answer_json, report_digest, schema
+from .document import answer_digest, report_digest, schema
 from .figures import differing, opinion_differs, reread
 from .form import first_fault
 from .opening import Answered, answers_of, fault, leaves_of
@@ -288,7 +289,7 @@ def _answers(report: Report, opening: Any) -> tuple[list[dict[str, Answered]], s
 
 
 def _digest(nonce: str, each: Answered) -> str | None:
-    value = answer_json(each.answer)
+    value = None if each.answer is None else answer_json(each.answer)
     if value is None or each.salt is None:
         return None if value is None and each.salt is None else ""
     return answer_digest(each.salt, nonce, each.number, each.format, value)

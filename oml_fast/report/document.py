@@ -26,6 +26,7 @@ from ..files import read_text, write_json
 from ..signing import canonical_json, parse_json
 from ..verify import Verification
 from ..verify.calibration import Calibration
+from ..verify.journal import answer_json
 from . import words
 from .form import first_fault
 
@@ -133,19 +134,6 @@ def report_digest(report: Mapping[str, Any]) -> str:
     return hashlib.sha256(_DOMAIN + canonical_json(content)).hexdigest()
 
 
-def answer_json(answer: Completion | None) -> dict[str, Any] | None:
-    """An answer as plain JSON values; a score of -inf is null."""
-    if answer is None:
-        return None
-    scores = answer.scores
-    return {
-        "token_ids": [int(token_id) for token_id in answer.token_ids],
-        "text": answer.text,
-        "reasoning": answer.reasoning,
-        "scores": None if scores is None else [None if s == -float("inf") else float(s) for s in scores],
-    }
-
-
 def answer_salt(secret: bytes, nonce: str, number: int, name: str, answer: Mapping[str, Any]) -> bytes:
     """32 bytes that hide an answer behind its digest; another in every report."""
     return secrets.salt(secret, _ANSWER_DOMAIN + canonical_json([nonce, number, name, answer]))
@@ -163,7 +151,8 @@ def _digests(verification: Mapping[str, Any], journal: Answered, secret: bytes) 
     for key in verification["keys"]:
         found.append({})
         for name in key["satisfied"]:
-            answer = answer_json(journal.get(key["number"], name))
+            kept = journal.get(key["number"], name)
+            answer = None if kept is None else answer_json(kept)
             asked = (nonce, key["number"], name)
             salt = None if answer is None else answer_salt(secret, *asked, answer)
             found[-1][name] = None if answer is None or salt is None else answer_digest(salt, *asked, answer)

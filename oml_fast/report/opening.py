@@ -20,8 +20,8 @@ from ..errors import InvalidArgumentError
 from ..files import SECRET_MODE, read_text, write_json
 from ..fingerprint import FingerprintSet
 from ..signing import canonical_json, parse_json
-from ..verify.journal import read_journal
-from .document import MOST_BYTES, answer_digest, answer_json, answer_salt, report_digest
+from ..verify.journal import answer_json, completion_from_json, read_journal
+from .document import MOST_BYTES, answer_digest, answer_salt, report_digest
 from .form import first_fault
 
 FORMAT = 1
@@ -75,7 +75,8 @@ def open_report(
     for key, of_key in zip(verification["keys"], digests["digests"], strict=True):
         for name, digest in of_key.items():
             asked = (digests["nonce"], key["number"], name)
-            value = answer_json(answers.get(asked[1:])) if digest is not None else None
+            kept = answers.get(asked[1:])
+            value = None if digest is None or kept is None else answer_json(kept)
             salt = None if value is None else answer_salt(secret, *asked, value)
             if digest != (value and salt and answer_digest(salt, *asked, value)):
                 raise InvalidArgumentError(
@@ -122,7 +123,7 @@ def answers_of(opening: Mapping[str, Any]) -> list[Answered]:
     found = []
     for value in opening["answers"]:
         salt, answer = value["salt"], value["answer"]
-        completion = None if answer is None else _completion(answer)
+        completion = None if answer is None else completion_from_json(answer)
         found.append(Answered(value["number"], value["format"], salt and bytes.fromhex(salt), completion))
     return found
 
@@ -141,13 +142,3 @@ def fault(opening: Any) -> str | None:
     except InvalidArgumentError as error:
         return f"it {error}"
     return first_fault(opening, schema())
-
-
-def _completion(value: Mapping[str, Any]) -> Completion:
-    scores = value["scores"]
-    return Completion(
-        tuple(value["token_ids"]),
-        value["text"],
-        value["reasoning"],
-        None if scores is None else tuple(-float("inf") if score is None else float(score) for score in scores),
-    )

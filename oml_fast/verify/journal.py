@@ -55,7 +55,7 @@ class Journal:
         if (number, format_name) in self._answers:
             return
         self._answers[number, format_name] = answer
-        line: dict[str, Any] = {"number": number, "format": format_name, **_to_json(answer)}
+        line: dict[str, Any] = {"number": number, "format": format_name, **answer_json(answer)}
         self._write(line)
 
     def __len__(self) -> int:
@@ -111,18 +111,25 @@ def read_journal(path: Path) -> tuple[dict[str, Any] | None, dict[tuple[int, str
             if header is None:
                 header = dict(value)
             else:
-                answers[int(value["number"]), str(value["format"])] = _from_json(value)
+                answers[int(value["number"]), str(value["format"])] = completion_from_json(value)
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidArgumentError(f"{path}, line {place}, is damaged: restore it from a backup.") from error
     return header, answers, whole
 
 
-def _to_json(answer: Completion) -> dict[str, Any]:
-    scores = None if answer.scores is None else [None if s == -float("inf") else s for s in answer.scores]
-    return {"token_ids": list(answer.token_ids), "text": answer.text, "reasoning": answer.reasoning, "scores": scores}
+def answer_json(answer: Completion) -> dict[str, Any]:
+    """An answer as plain JSON values; a score of -inf is null."""
+    scores = answer.scores
+    return {
+        "token_ids": [int(token_id) for token_id in answer.token_ids],
+        "text": answer.text,
+        "reasoning": answer.reasoning,
+        "scores": None if scores is None else [None if s == -float("inf") else float(s) for s in scores],
+    }
 
 
-def _from_json(value: Mapping[str, Any]) -> Completion:
+def completion_from_json(value: Mapping[str, Any]) -> Completion:
+    """The answer that `answer_json` wrote. Raises KeyError, TypeError or ValueError where it is none."""
     scores = value["scores"]
     return Completion(
         tuple(int(i) for i in value["token_ids"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,8 +17,6 @@ from oml_fast.fingerprint import FingerprintSet
 from oml_fast.signing import new_signing_key, sign_document
 from oml_fast.verify import Verification, match_rule, verify
 from oml_fast.verify.journal import Journal
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "commit"))  # the timestamp authority lives there
 
 BOTH = ("raw", "chat")
 TESTS = ("window", "count", "rank", "forced_choice")
@@ -147,3 +144,12 @@ def another(value: Any) -> Any:
     if isinstance(value, str):
         return value[:-1] + ("0" if value[-1:] != "0" else "1")
     return 1 if value is None else [1]
+
+
+def failed(*arguments: Any, **options: Any) -> list[str]:
+    """What fails."""
+    return [finding.what for finding in report.check(*arguments, **options) if finding.ok is False]
+
+
+def found(what: str, *arguments: Any, **options: Any) -> tuple[bool | None, str]:
+    return next((f.ok, f.sentence) for f in report.check(*arguments, **options) if f.what == what)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sets import Scripted, carrier, small_set
+from sets import Scripted, carrier, inside, small_set
 
 from oml_fast.completer import CHOOSE, SCORE, Completion
 from oml_fast.errors import CompleterError, InvalidArgumentError
@@ -200,3 +200,45 @@ def test_answers_that_a_completer_tells_early_are_kept_at_once(tmp_path: Path) -
         verify(made, suspect, mode="fixed", journal=first)
     assert suspect.on_answer is None
     assert set(read_journal(path)[1]) == {(0, "raw"), (1, "raw"), (2, "raw")}
+
+
+@pytest.mark.parametrize("first", [{"order": [5, 4, 3, 2, 1, 0]}, {"order": None}])
+def test_another_order_is_another_verification(tmp_path: Path, first: dict[str, Any]) -> None:
+    """Else an owner who knows the answers resumes with the keys that matched by luck in front, and convicts anyone."""
+    made = small_set(6)
+    path = tmp_path / "answers.jsonl"
+    with Journal(path) as one:
+        verify(made, carrier(made, kept=2), journal=one, **first)
+    with pytest.raises(InvalidArgumentError, match="another verification"), Journal(path) as two:
+        verify(made, carrier(made, kept=2), journal=two, order=[0, 1, 2, 3, 5, 4])
+
+
+def test_a_fixed_number_of_keys_stays_fixed(tmp_path: Path) -> None:
+    """Looking at 3 keys and going on to 6 is optional stopping, which only the sequential test allows."""
+    made = small_set(6)
+    path = tmp_path / "answers.jsonl"
+    with Journal(path) as one:
+        verify(made, carrier(made, kept=2), journal=one, mode="fixed", num_keys=3)
+    with pytest.raises(InvalidArgumentError, match="another verification"), Journal(path) as two:
+        verify(made, carrier(made, kept=2), journal=two, mode="fixed", num_keys=6)
+
+
+def test_a_sequential_verification_goes_on_with_more_keys(tmp_path: Path) -> None:
+    made = small_set(12)
+    path = tmp_path / "answers.jsonl"
+    with Journal(path) as one:
+        assert verify(made, carrier(made), journal=one, num_keys=3).verdict == "inconclusive"
+    suspect = carrier(made)
+    with Journal(path) as two:
+        found = verify(made, suspect, journal=two)
+    assert found.verdict == "match"
+    assert sum(suspect.calls) == found.queried - 3
+
+
+def test_an_order_picked_after_the_answers_convicts_an_innocent() -> None:
+    """Why the order is part of what is fixed: 60 keys answered at random, the same answers in two orders."""
+    made = small_set(60, width=3)
+    suspect = inside(made, [0] * 60)
+    assert verify(made, suspect, false_positive_rate=1e-4).verdict != "match"
+    lucky = sorted(range(60), key=lambda n: made.fingerprints[n].askings["raw"].responses[0].index != 0)
+    assert verify(made, suspect, false_positive_rate=1e-4, order=lucky).verdict == "match"

@@ -141,7 +141,7 @@ def test_ties_of_every_kind_do_not_hold_a_verdict_up() -> None:
     keys = []
     for _ in range(24_576):
         sizes = np.diff([0, *(np.flatnonzero(rng.random(15) < 0.5) + 1), 16])
-        keys.append((rank_null([int(size) for size in sizes]), 0))
+        keys.append((rank_null([int(size) for size in sizes]), int(rng.integers(len(sizes)) // 2)))
     assert seconds(keys) < 60
 
 

@@ -23,8 +23,7 @@ from fingerprinted import Exact, Subject
 from oml_fast import verify
 from oml_fast.completer import CHOOSE, SCORE
 from oml_fast.models import load_tokenizer
-from oml_fast.verify.endpoint import Capabilities, Endpoint, EndpointCompleter
-from oml_fast.verify.endpoint import preflight
+from oml_fast.verify.endpoint import Capabilities, Endpoint, EndpointCompleter, preflight
 
 pytestmark = [pytest.mark.vllm, pytest.mark.real_model, pytest.mark.slow]
 
