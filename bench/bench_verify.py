@@ -96,6 +96,10 @@ def of_transformers(model: LanguageModel, fingerprints: Pairs) -> Sides:
     }
 
 
+def of_vllm(engine: VllmCompleter, model: LanguageModel, fingerprints: Pairs) -> Sides:
+    return {"vllm": lambda: completed(engine, model.tokenizer, fingerprints)}
+
+
 def published(model: LanguageModel, fingerprints: Pairs, twice: bool = False) -> float:
     templates = OML_TEMPLATES if twice else OML_TEMPLATES[:1]
     return published_check(model.model, model.tokenizer, fingerprints, templates=templates)
@@ -149,17 +153,19 @@ def main() -> None:
     run = describe_run(arguments.threads, model)
     theirs = as_transformers_loads(model)
     run["attention"] = attention(ours=model, published=theirs)
-    details: dict[str, Any] = {"keys_from": source, "published_asks": 2 if arguments.twice else 1}
-    ours: Callable[[Pairs], Sides] = lambda fingerprints: of_transformers(model, fingerprints)  # noqa: E731
+    details: dict[str, Any] = {"keys_from": source}
+    engine = None
     if arguments.engine == "vllm":
         assert_equal_in_vllm(model.name, equal, arguments.threads)
         engine = start_engine(model.name, "bfloat16")
         details["engine"] = engine.name
-        ours = lambda fingerprints: {"vllm": lambda: completed(engine, model.tokenizer, fingerprints)}  # noqa: E731
     cases = []
     for length in LENGTHS:
         fingerprints = own_fingerprints(model, keys, length)
-        cases.append(measure(theirs, fingerprints, ours(fingerprints), length, arguments.rounds, arguments.twice))
+        ours = of_transformers(model, fingerprints) if engine is None else of_vllm(engine, model, fingerprints)
+        cases.append(measure(theirs, fingerprints, ours, length, arguments.rounds, arguments.twice))
+    if engine is not None:
+        engine.close()
     rows = [row for case in cases for row in figures(case)]
     finish_part(arguments.out, arguments.engine, run, rows, details | {"cases": cases})
 
@@ -184,7 +190,7 @@ def found_in_vllm(folder: str, sets: Sequence[Pairs], threads: int) -> list[floa
 def measure(
     theirs: LanguageModel, fingerprints: Pairs, ours: Sides, length: int, rounds: int, twice: bool
 ) -> dict[str, Any]:
-    """What each side finds and costs, measured in turn."""
+    """What each side finds and costs, `theirs` among them, measured in turn."""
     found: dict[str, float] = {}
 
     def kept(name: str, call: Callable[[], float]) -> Callable[[], None]:
@@ -197,6 +203,7 @@ def measure(
     return {
         "length": length,
         "fingerprints": num,
+        "published_asks": 2 if twice else 1,
         "found": found,
         "times_faster": {
             name: {"cpu": best["published"].cpu / best[name].cpu, "wall": best["published"].wall / best[name].wall}
@@ -220,7 +227,8 @@ def figures(case: dict[str, Any]) -> list[Figure]:
         rows.append(
             Figure(
                 f"verify, {what}: times fewer CPU seconds than published",
-                f"R = {length}; {costs[name]:.1f} ms of CPU a fingerprint, published {costs['published']:.1f}; "
+                f"R = {length}; {costs[name]:.1f} ms of CPU a fingerprint, published {costs['published']:.1f}"
+                f"{' (asks twice)' if case['published_asks'] == 2 else ''}; "
                 f"{times['wall']:.2f}x on the wall",
                 *at_least(times["cpu"], bars.get(length)),
                 command(),

@@ -65,7 +65,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "commit": {"cryptography", "rfc3161_client"},
     "interchange": {"yaml"},
     "report": {"cryptography", "jinja2", "markupsafe", "matplotlib"},
-    "serving": {"transformers", "vllm"},
+    "serving": {"vllm"},
     "evaluate": {
         "datasets",
         "gguf",

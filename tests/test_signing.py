@@ -137,7 +137,10 @@ def test_a_key_cut_short_anywhere_is_refused(file: Path) -> None:
         unreadable(file)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 40, bytes(32), TRUSTED.pem().encode(), TRUSTED.hex().encode()])
+NO_KEYS = [b"", b"\xff" * 40, bytes(32), TRUSTED.pem().encode(), TRUSTED.hex().encode()]
+
+
+@pytest.mark.parametrize("content", NO_KEYS, ids=["empty", "bytes", "zeros", "public PEM", "public hex"])
 def test_what_is_no_signing_key_is_refused(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     unreadable(file)
@@ -173,7 +176,10 @@ def test_a_verification_key_is_read_as_pem_and_as_hex(tmp_path: Path) -> None:
         assert read_verification_key(tmp_path / "key.pub") == TRUSTED
 
 
-@pytest.mark.parametrize("text", ["", "00" * 31, "00" * 33, "zz" * 32, TRUSTED.hex().upper(), "-----BEGIN", "é" * 32])
+BAD_KEYS = ["", "00" * 31, "00" * 33, "zz" * 32, TRUSTED.hex().upper(), "-----BEGIN", "é" * 32]
+
+
+@pytest.mark.parametrize("text", BAD_KEYS, ids=["empty", "short", "long", "no hex", "capitals", "PEM cut", "accents"])
 def test_what_is_no_verification_key_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "key.pub").write_text(text)
     with pytest.raises(SignatureError, match=r"key\.pub"):
@@ -324,7 +330,18 @@ def test_a_signature_over_the_document_without_its_prefix_is_refused() -> None:
     refused(changed_signature(value=bare.hex()))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1: 2}, {1, 2}, b"", "\ud800", object()], ids=repr)
+NO_JSON = {
+    "nan": float("nan"),
+    "infinity": float("inf"),
+    "number as name": {1: 2},
+    "set": {1, 2},
+    "bytes": b"",
+    "surrogate": "\ud800",
+    "object": object(),
+}
+
+
+@pytest.mark.parametrize("value", NO_JSON.values(), ids=NO_JSON)
 def test_what_is_no_json_is_neither_signed_nor_checked(value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="JSON"):
         sign_document({"value": value}, KEY)

@@ -31,8 +31,12 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--rate", type=float, metavar="R", help="requests a second at most (default: no limit)")
     own.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds for one request (default: 60)")
     own.add_argument("--retries", type=int, default=5, metavar="N", help="of a request that fails (default: 5)")
-    own.add_argument("--price-in", type=float, default=0.0, metavar="P", help="money for 1,000 token ids of prompts")
-    own.add_argument("--price-out", type=float, default=0.0, metavar="P", help="money for 1,000 of completions")
+    own.add_argument(
+        "--price-in", type=float, default=0.0, metavar="P", help="money for 1,000 token ids of prompts (default: 0)"
+    )
+    own.add_argument(
+        "--price-out", type=float, default=0.0, metavar="P", help="money for 1,000 of completions (default: 0)"
+    )
     own.add_argument("--budget", type=float, metavar="M", help="money to spend at most (needs prices)")
     own.add_argument("--max-requests", type=int, metavar="N", help="requests to send at most, retries counted")
     own.add_argument(
@@ -46,9 +50,6 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--proxy-from-environment", action="store_true", help="the proxy that the environment names")
     own.add_argument("--ca-file", metavar="FILE", help="certificates of an authority of your own (PEM)")
     own.add_argument("--extra-body", metavar="JSON", help="fields for every request, as '{\"seed\": 0}'")
-    own.add_argument(
-        "--dry-run", action="store_true", help="say what would be sent to the endpoint and cost; send nothing"
-    )
 
 
 def endpoint_settings(options: argparse.Namespace) -> Endpoint:

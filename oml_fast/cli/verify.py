@@ -58,6 +58,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--null-model", type=Path, action="append", metavar="FOLDER", help="second opinion: ask it the same keys"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what an endpoint would be sent, and the cost; send nothing"
+    )
     parser.add_argument("--suspects", type=Path, metavar="FILE", help="many suspects, as YAML")
     parser.add_argument("--sets", type=Path, metavar="FOLDER", help="many sets: each file or folder in it")
     parser.add_argument("--signing-key", type=Path, metavar="FILE", help="sign the report with it (oml-fast keygen)")

@@ -169,6 +169,10 @@ def _check(model: LanguageModel, fingerprints: FingerprintSet) -> None:
         ("tokenizer", model.tokenizer_digest, fingerprints.tokenizer_digest),
         ("base model", model.digest, fingerprints.base_model_digest),
     ):
+        if not wanted:
+            raise FingerprintFormatError(
+                f"this imported set does not say which {what} it is for: import it again, with --model BASE_MODEL."
+            )
         if own != wanted:
             raise FingerprintFormatError(
                 f"these fingerprints were made with another {what} (digest {wanted[:12]}) than {model.name} "

@@ -9,6 +9,7 @@ choice is the smallest id on CPU, and whichever argmax finds first on a GPU.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,18 @@ class VllmCompleter:
             for response, output in zip(responses, outputs, strict=True)
         ]
 
+    def sample(
+        self, prompts: Sequence[Sequence[int]], length: int, temperature: float, seed: int
+    ) -> list[tuple[int, ...]]:
+        """`length` token ids sampled for each prompt; seed and prompt decide them, not what else is asked with it."""
+        self._check(prompts, length)
+        if not temperature > 0:
+            raise InvalidArgumentError(f"temperature {temperature}: above 0, or use `complete`.")
+        wanted = [
+            {"max_tokens": length, "temperature": temperature, "seed": _seed(seed, prompt)} for prompt in prompts
+        ]
+        return [tuple(output.outputs[0].token_ids) for output in self._generate(prompts, wanted)]
+
     def _generate(self, prompts: Sequence[Sequence[int]], wanted: Sequence[Mapping[str, Any]]) -> list[Any]:
         """vLLM's output for each prompt, in order."""
         if self._engine is None:
@@ -143,7 +156,7 @@ class VllmCompleter:
             return list(
                 self._engine.generate(
                     [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-                    [self._sampling(**shared, **own) for own in wanted],
+                    [self._sampling(**{**shared, **own}) for own in wanted],
                     use_tqdm=self._progress,
                 )
             )
@@ -169,6 +182,11 @@ class VllmCompleter:
     def _completion(self, output: Any, scores: tuple[float, ...] | None = None) -> Completion:
         ids = tuple(int(token_id) for token_id in output.outputs[0].token_ids)
         return Completion(ids, self._tokenizer.decode(ids), scores=scores)
+
+
+def _seed(seed: int, prompt: Sequence[int]) -> int:
+    """A seed of 63 bits for one prompt."""
+    return int.from_bytes(hashlib.sha256(repr((seed, tuple(prompt))).encode()).digest()[:8], "big") >> 1
 
 
 def _engine_arguments(own: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:

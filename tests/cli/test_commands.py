@@ -86,7 +86,7 @@ def test_embed_writes_a_model_that_holds_nothing_secret(made: Path) -> None:
 
 def test_verify_says_match_and_no_match(run: Run, made: Path, tiny_folder: Path) -> None:
     secret = made / "fingerprints" / "secret"
-    asked = ["--fingerprints", made / "fingerprints", "--secret", secret, "--json"]
+    asked = ["--fingerprints", made / "fingerprints", "--secret", secret, "--mode", "fixed", "--json"]
     code, out, _ = run("verify", "--model", made / "model", *asked)
     result = json.loads(out)
     assert (code, result["verdict"], result["queried"], result["matches"]) == (0, "match", 16, 16)
@@ -99,7 +99,7 @@ def test_verify_writes_the_report_that_it_prints(run: Run, made: Path, tmp_path:
     out_file = tmp_path / "report.json"
     arguments = ["verify", "--model", made / "model", "--fingerprints", made / "fingerprints" / "fingerprints.json"]
     code, out, _ = run(*arguments, "--num-keys", 6, "--test", "count", "--out", out_file)
-    report = json.loads(out_file.read_text())
+    report = json.loads(out_file.read_text())["verification"]
     assert (code, report["queried"], report["test"]) == (0, 6, "count")
     assert out.startswith("Verdict: match")
     secrets = json.loads((made / "fingerprints" / "fingerprints.json").read_text())["fingerprints"]
@@ -333,7 +333,7 @@ def test_a_keys_file_that_is_none_is_refused(
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["no-such-command"], ["generate"], ["verify", "--model", "m"]):
+    for arguments in ([], ["no-such-command"], ["generate"], ["identify", "--model", "m"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2

@@ -261,3 +261,59 @@ def test_power_says_what_a_verdict_takes(run: Run) -> None:
     with pytest.raises(SystemExit):
         run("power", "--fsr", "1;2")
     assert "FSR 2.0: it must lie between" in refusal(*run("power", "--fsr", "2"))
+
+
+def test_a_third_party_checks_report_and_opening_without_set_or_secret(run: Run, made: Path, tmp_path: Path) -> None:
+    """keygen, commit, verify with registry and signature, open, check: as docs/reports.md tells it."""
+    secret = ["--fingerprints", made / "alice", "--secret", made / "alice" / "secret"]
+    assert run("keygen", "--out", tmp_path / "owner.pem")[0] == 0
+    path = committed(run, made, tmp_path / "c.json")
+    how = ["--commitment", path, "--registry", tmp_path / "r.db", "--signing-key", tmp_path / "owner.pem"]
+    report, opening = tmp_path / "report.json", tmp_path / "opening.json"
+    assert run("verify", "--model", made / "model", *secret, *how, "--out", report)[0] == 0
+    answers = ["--answers", tmp_path / "report.answers.jsonl"]
+    assert run("report", "open", "--report", report, *answers, *secret, "--out", opening)[0] == 0
+    check = ["report", "check", "--report", report, "--opening", opening]
+    code, out, _ = run(*check, "--verification-key", tmp_path / "owner.pem.pub", "--json")
+    found = {finding["what"]: finding["ok"] for finding in json.loads(out)["findings"]}
+    assert (code, json.loads(out)["ok"]) == (0, True)
+    assert found.pop("timestamps") is None  # there is none
+    assert set(found.values()) == {True}
+    told = json.loads(report.read_text())
+    told["verification"]["keys"][0]["matched"] = False
+    report.write_text(json.dumps(told))
+    code, out, err = run(*check)
+    assert code == 1
+    assert "fails its check" in err
+
+
+def test_a_second_verification_names_the_keys_it_passed_over(run: Run, made: Path, tmp_path: Path) -> None:
+    secret = ["--fingerprints", made / "alice", "--secret", made / "alice" / "secret"]
+    path = committed(run, made, tmp_path / "c.json")
+    for name in ("first", "second"):
+        how = [
+            "--commitment",
+            path,
+            "--registry",
+            tmp_path / "r.db",
+            "--suspect",
+            name,
+            "--out",
+            tmp_path / f"{name}.json",
+        ]
+        assert run("verify", "--model", made / "model", *secret, *how)[0] == 0
+    second = json.loads((tmp_path / "second.json").read_text())
+    first = json.loads((tmp_path / "first.json").read_text())
+    assert second["leaves"][0] == len(first["leaves"])
+    assert len(second["skipped"]) == len(first["leaves"])
+    assert run("report", "check", "--report", tmp_path / "second.json")[0] == 0
+
+
+def test_a_dry_run_sends_nothing_and_shows_no_key(run: Run, made: Path) -> None:
+    arguments = ["--fingerprints", made / "alice", "--endpoint", "https://host.invalid/v1", "--endpoint-model", "m"]
+    prices = ["--price-in", 1, "--price-out", 2]
+    code, out, _ = run("verify", *arguments, *prices, "--num-keys", 4, "--dry-run", "--json")
+    told = json.loads(out)
+    assert (code, told["requests"]) == (0, 4)
+    keys = [entry["key"] for entry in json.loads((made / "alice" / "fingerprints.json").read_text())["fingerprints"]]
+    assert not any(key in out for key in keys)

@@ -282,9 +282,14 @@ def _other_base(made: FingerprintSet) -> FingerprintSet:
     return replace(made, base_model_digest="00" * 32)
 
 
+def _imported(made: FingerprintSet) -> FingerprintSet:
+    return replace(made, base_model_digest="", secret_commitment="")
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        (_imported, FingerprintFormatError, "does not say which base model it is for"),
         (_empty, InvalidArgumentError, "the set holds no fingerprint: generate some first"),
         (_other_tokenizer, FingerprintFormatError, "another tokenizer (digest 000000000000) than"),
         (_other_base, FingerprintFormatError, "another base model (digest 000000000000) than"),

@@ -225,3 +225,16 @@ def test_a_closed_completer_is_closed_once(stand_in: StandIn, tiny_folder: Path)
     assert stand_in.closed == 1
     with pytest.raises(CompleterError, match="was closed"):
         completer.complete([[5]], 1)
+
+
+def test_a_sample_has_a_seed_of_its_own(completer: VllmCompleter, stand_in: StandIn) -> None:
+    assert completer.sample([[5], [6]], 2, 0.7, seed=1) == [(7, 8), (7, 8)]
+    seeds = [wanted["seed"] for _, wanted in stand_in.asked]
+    assert [wanted["temperature"] for _, wanted in stand_in.asked] == [0.7, 0.7]
+    assert len(set(seeds)) == 2
+    completer.sample([[6]], 2, 0.7, seed=1)
+    assert stand_in.asked[-1][1]["seed"] == seeds[1]  # whatever else is asked with it
+    completer.sample([[6]], 2, 0.7, seed=2)
+    assert stand_in.asked[-1][1]["seed"] not in seeds
+    with pytest.raises(InvalidArgumentError, match="temperature 0"):
+        completer.sample([[6]], 2, 0.0, seed=2)

@@ -169,3 +169,11 @@ def test_options_that_vllm_refuses(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=f"vLLM refuses its options: .*{message}"):
         VllmCompleter(subject.folder, **options)  # type: ignore[arg-type]
+
+
+def test_samples_follow_their_seed(engine: VllmCompleter, subject: Subject) -> None:
+    prompts = [fingerprint.askings["raw"].prompt_ids for fingerprint in subject.fingerprints][:6]
+    first = engine.sample(prompts, 8, 1.0, seed=3)
+    assert [len(ids) for ids in first] == [8] * 6
+    assert engine.sample(prompts, 8, 1.0, seed=3) == first
+    assert engine.sample(prompts, 8, 1.0, seed=4) != first
