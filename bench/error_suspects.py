@@ -215,6 +215,7 @@ def table(config: Config) -> Table:
     chances = (log_table[0] == best[0][:, None]).mean(axis=1)
     telling = [i for i in np.argsort(chances, kind="stable") if best[0][i] > 0]
     rising = [i for place, i in enumerate(telling) if place == 0 or chances[i] > chances[telling[place - 1]]]
+    rising = rising or [0]  # no answer tells anything: an imported set, whose candidates nobody knows
     return Table(
         config,
         readings,

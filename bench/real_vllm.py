@@ -52,7 +52,7 @@ def served(folder: str | Path) -> Iterator[tuple[str, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [Path(sys.executable).with_name("vllm"), "serve", folder, "--host", "127.0.0.1", "--port", port]
+    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(folder), "--host", "127.0.0.1", "--port", port]
     with tempfile.TemporaryDirectory() as logs:
         log = Path(logs) / "log"
         with log.open("w") as output:

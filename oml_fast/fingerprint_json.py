@@ -94,8 +94,14 @@ def _set(entry: _Entry) -> FingerprintSet:
     drawn = bool(texts["secret_commitment"])
     fingerprints = []
     seen: dict[tuple[int, ...], int] = {}
+    numbers: set[int] = set()
     for place, value in enumerate(entry.take("fingerprints", (list, tuple))):
         fingerprint = _fingerprint(_Entry(value, f"fingerprint at place {place}"), settings, drawn)
+        if fingerprint.number in numbers:
+            raise _Invalid(
+                f"two fingerprints have the number {fingerprint.number}: one key would count twice. {_RESTORE}"
+            )
+        numbers.add(fingerprint.number)
         if fingerprint.key_ids in seen:
             raise _Invalid(
                 f"fingerprints at places {seen[fingerprint.key_ids]} and {place} have the same key ids: "

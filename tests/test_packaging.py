@@ -18,7 +18,10 @@ import pytest
 import oml_fast
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("CMakeLists.txt", "LICENSE", "MANIFEST.in", "conftest.py", "constraints.txt", "constraints-vllm.txt", "pyproject.toml", "setup.py")
+SOURCES = (
+    *("CMakeLists.txt", "LICENSE", "MANIFEST.in", "conftest.py", "constraints.txt", "constraints-vllm.txt"),
+    *("pyproject.toml", "setup.py"),
+)
 OPTIONAL_SOURCES = ("CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "README.md", "SECURITY.md")
 FOLDERS = ("bench", "csrc", "docs", "kernels", "oml_fast", "tests")
 

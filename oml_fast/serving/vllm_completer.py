@@ -140,9 +140,7 @@ class VllmCompleter:
         self._check(prompts, length)
         if not temperature > 0:
             raise InvalidArgumentError(f"temperature {temperature}: above 0, or use `complete`.")
-        wanted = [
-            {"max_tokens": length, "temperature": temperature, "seed": _seed(seed, prompt)} for prompt in prompts
-        ]
+        wanted = [{"max_tokens": length, "temperature": temperature, "seed": _seed(seed, prompt)} for prompt in prompts]
         return [tuple(output.outputs[0].token_ids) for output in self._generate(prompts, wanted)]
 
     def _generate(self, prompts: Sequence[Sequence[int]], wanted: Sequence[Mapping[str, Any]]) -> list[Any]:

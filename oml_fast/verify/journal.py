@@ -75,7 +75,7 @@ class Journal:
     def _write(self, line: Mapping[str, Any]) -> None:
         assert self._file is not None, "start the journal first"
         try:
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.write(json.dumps(line) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -85,6 +85,8 @@ class Journal:
         """Take the finished lines in; the number of bytes that they fill, None where there is not even a header."""
         found, answers, whole = read_journal(self.path)
         if found is None:
+            if not (json.dumps(header) + "\n").encode().startswith(self.path.read_bytes()):
+                raise InvalidArgumentError(f"{self.path} is no journal of answers: choose another --out.")
             return None
         if found != header:
             differ = ", ".join(name for name in header if found.get(name) != header[name]) or "its fields"

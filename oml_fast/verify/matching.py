@@ -35,6 +35,10 @@ class MatchRule(Protocol):
         """Whether the completion satisfies the rule for this response."""
         ...
 
+    def most(self, completion: Completion, width: int) -> int:
+        """The most candidates of a window that nobody kept (an imported set) which the rule could accept here."""
+        ...
+
     def satisfied(self, completion: Completion, asking: Asking) -> tuple[int, ...]:
         """The candidates of the window (their indices) that the rule accepts here, were they the response.
 
@@ -59,6 +63,9 @@ class ExactMatch:
             return tuple(completion.token_ids) == response.token_ids  # a completer may hand over a list
         return bool(response.text.strip()) and completion.text.strip() == response.text.strip()
 
+    def most(self, completion: Completion, width: int) -> int:
+        return 1
+
     def satisfied(self, completion: Completion, asking: Asking) -> tuple[int, ...]:
         if completion.token_ids:
             return _equal(asking.window.token_ids, completion.token_ids[:1])
@@ -80,6 +87,9 @@ class PrefixMatch:
         if completion.token_ids:
             return tuple(completion.token_ids[: len(response.token_ids)]) == response.token_ids
         return _begins(completion.text.lstrip(), response.text)
+
+    def most(self, completion: Completion, width: int) -> int:
+        return 1 if completion.token_ids else width  # texts of several candidates may begin each other
 
     def satisfied(self, completion: Completion, asking: Asking) -> tuple[int, ...]:
         if completion.token_ids:
@@ -113,6 +123,9 @@ class WithinMatch:
             ids, size = tuple(completion.token_ids), len(response.token_ids)
             return any(ids[start : start + size] == response.token_ids for start in range(self.n))
         return any(_begins(rest, response.text) for rest in self._rests(completion))
+
+    def most(self, completion: Completion, width: int) -> int:
+        return min(width, len(set(completion.token_ids[: self.n]))) if completion.token_ids else width
 
     def satisfied(self, completion: Completion, asking: Asking) -> tuple[int, ...]:
         if completion.token_ids:

@@ -25,7 +25,8 @@ def holm(log10_p: Sequence[float]) -> list[float]:
 def e_bh(log10_e: Sequence[float], rate: float) -> list[bool]:
     """Which hypotheses e-BH rejects [Wang and Ramdas 2022]: at most a share `rate` of them is false on average.
 
-    With K e-values, reject the largest k of them, k the greatest number whose k-th largest is at least K / (rate k).
+    With K e-values (E at the time of stopping, never 1 / p), reject the largest k of them, k the greatest number whose
+    k-th largest is at least K / (rate k).
     Holds for e-values that depend on each other in any way.
     """
     order = sorted(range(len(log10_e)), key=lambda i: -log10_e[i])

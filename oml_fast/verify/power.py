@@ -108,6 +108,7 @@ def sequential_cost(
     aloud = log_factors(test, probs, True)
     bets = np.tile(log_weights(test), (_SIMULATED, 1))
     miss_bets = np.tile(np.log(MISS_WEIGHTS), (_SIMULATED, 1))
+    highest_miss = np.zeros(_SIMULATED)
     ended = np.zeros(_SIMULATED, dtype=np.int64)
     matched = np.zeros(_SIMULATED, dtype=bool)
     for key in range(1, most_keys + 1):
@@ -119,9 +120,9 @@ def sequential_cost(
         asked = np.where(said[:, None], aloud[outcome], factors[outcome])
         bets += np.where((said | (test != "window"))[:, None], asked, 0.0)
         miss_bets += miss[np.where(said if test != "forced_choice" else outcome == 0, 0, 1)]
-        e, excluded = _log_sum(bets), _log_sum(miss_bets)
+        e, highest_miss = _log_sum(bets), np.maximum(highest_miss, _log_sum(miss_bets))
         match = (ended == 0) & (e >= -math.log(false_positive_rate))
-        no_match = (ended == 0) & ~match & (excluded >= -math.log(miss_rate)) & (e <= 1e-9)
+        no_match = (ended == 0) & ~match & (highest_miss >= -math.log(miss_rate)) & (e <= 1e-9)
         ended[match | no_match] = key
         matched |= match
         if ended.all():

@@ -99,12 +99,12 @@ class SequentialTest:
     @property
     def log10_p(self) -> float:
         """log10 of the anytime-valid p-value, min(1, 1 / the largest E so far)."""
-        return -self._highest / math.log(10) + 0.0
+        return -self._highest / math.log(10) if self._highest > 1e-12 else 0.0
 
     @property
     def log10_miss(self) -> float:
         """log10 of the anytime-valid p-value of "an FSR of `smallest_fsr` or more"."""
-        return -self._highest_miss / math.log(10) + 0.0
+        return -self._highest_miss / math.log(10) if self._highest_miss > 1e-12 else 0.0
 
     def verdict(self) -> str:
         """match once E has reached 1 / alpha; no_match once the FSR is excluded and E is at most 1; else inconclusive.
@@ -120,13 +120,17 @@ class SequentialTest:
 
     def fewest_more(self, best: Sequence[Trial]) -> int:
         """The least number of further keys that could end it: all as telling as `best`, or none a match."""
+        if self._highest_miss >= self._miss_limit * (1 - 1e-12):
+            return 1  # excluded already: the next key may take E to 1
         matching = sum(
             (log_factors(self._test, trial.probs, trial.aloud)[trial.outcome] for trial in best),
             np.zeros(len(self._bets)),
         )
         steps = np.arange(1, _LOOK_AHEAD + 1)[:, None]
-        match = special.logsumexp(self._bets + steps * matching, axis=1) >= self._limit
-        miss = special.logsumexp(self._miss_bets + steps * self._miss_factors[1], axis=1) >= self._miss_limit
+        match = special.logsumexp(self._bets + steps * matching, axis=1) >= self._limit * (1 - 1e-12)
+        miss = special.logsumexp(self._miss_bets + steps * self._miss_factors[1], axis=1) >= self._miss_limit * (
+            1 - 1e-12
+        )
         ends = np.flatnonzero(match | miss)
         return int(ends[0]) + 1 if len(ends) else _LOOK_AHEAD
 

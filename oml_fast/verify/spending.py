@@ -32,6 +32,7 @@ class InOrder:
     id = ""
 
     def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = tuple(numbers)
         self._left = list(numbers)
 
     def take(self, count: int) -> tuple[int, ...]:

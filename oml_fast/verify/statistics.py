@@ -205,32 +205,30 @@ def _log_tail_of_sum(kinds: Sequence[tuple[_Floats, int]], at_least: int) -> flo
     assert at_least <= most
     if at_least == most:
         return math.fsum(count * math.log(masses[np.flatnonzero(masses)[-1]]) for masses, count in kinds)
+    masses, counts = np.stack([masses for masses, _ in kinds]), np.array([count for _, count in kinds])
     low, high = 0.0, 64.0
-    if _tilted_mean(kinds, 0.0) >= at_least:
+    if _tilted_mean(masses, counts, 0.0) >= at_least:
         high = 0.0
     for _ in range(60 if high else 0):
         middle = (low + high) / 2
-        low, high = (middle, high) if _tilted_mean(kinds, middle) < at_least else (low, middle)
-    sums, log_expectation = np.ones(1), 0.0
-    for masses, count in kinds:
-        tilted, log_one = _tilted(masses, high)
-        sums = _convolve_two(sums, _power(tilted, count))
-        log_expectation += count * log_one
-    tail = sums[at_least:]
-    return log_expectation - high * at_least + math.log(float(np.sum(tail * np.exp(-high * np.arange(len(tail))))))
+        low, high = (middle, high) if _tilted_mean(masses, counts, middle) < at_least else (low, middle)
+    tilted, log_each = _tilted(masses, high)
+    powers = [_power(one, int(count)) for one, count in zip(tilted, counts, strict=True)]
+    tail = _convolve(sorted(powers, key=len))[at_least:]
+    log_sum = math.log(float(np.sum(tail * np.exp(-high * np.arange(len(tail))))))
+    return float(counts @ log_each) - high * at_least + log_sum
 
 
-def _tilted(masses: _Floats, tilt: float) -> tuple[_Floats, float]:
-    """The distribution at odds multiplied by e**tilt a step, and the logarithm of what it was divided by."""
-    values = np.arange(len(masses), dtype=np.float64)
+def _tilted(masses: _Floats, tilt: float) -> tuple[_Floats, _Floats]:
+    """(K, L) distributions at odds multiplied by e**tilt a step, and the logarithms (K,) of what divided them."""
     with np.errstate(divide="ignore"):
-        logs = np.log(masses) + tilt * values
-    log_sum = float(special.logsumexp(logs))
-    return np.asarray(np.exp(logs - log_sum), dtype=np.float64), log_sum
+        logs = np.log(masses) + tilt * np.arange(masses.shape[1])
+    log_sums = np.asarray(special.logsumexp(logs, axis=1), dtype=np.float64)
+    return np.exp(logs - log_sums[:, None]), log_sums
 
 
-def _tilted_mean(kinds: Sequence[tuple[_Floats, int]], tilt: float) -> float:
-    return math.fsum(count * float(_tilted(masses, tilt)[0] @ np.arange(len(masses))) for masses, count in kinds)
+def _tilted_mean(masses: _Floats, counts: npt.NDArray[np.intp], tilt: float) -> float:
+    return float(counts @ (_tilted(masses, tilt)[0] @ np.arange(masses.shape[1])))
 
 
 def _power(masses: _Floats, count: int) -> _Floats:

@@ -59,15 +59,19 @@ def read(test: str, rule: MatchRule, settings: Settings, fingerprint: Fingerprin
     matched = tuple(
         name
         for name, (asking, answer) in askings.items()
-        if (_drawn(asking, accepted[name]) if forced else _matched(rule, asking, answer))
+        if (_drawn(asking, accepted[name]) if forced else _matched(rule, asking, answer, accepted[name]))
     )
     satisfied = {name: len(accepted.get(name, ())) for name in answers}
     answered = len(askings) == len(answers)
     if test == "rank":
         trials = tuple(rank_trial(a, answer, settings, bool(accepted[n])) for n, (a, answer) in askings.items())
         return Reading(trials, matched, satisfied, answered)
-    null = null_of_key(null_of_asking(c, settings.width, settings.responses_per_key) for c in satisfied.values())
-    if test == "count":  # more only where one text satisfies several candidates
+    counts = dict(satisfied)
+    for name, (asking, answer) in askings.items():
+        if not asking.window.token_ids:
+            counts[name] = rule.most(answer, settings.width)
+    null = null_of_key(null_of_asking(c, settings.width, settings.responses_per_key) for c in counts.values())
+    if test == "count":  # more only where one answer satisfies several candidates
         null = max(null, count_null(settings))
     return Reading((match_trial(null, bool(matched)),), matched, satisfied, answered)
 
@@ -119,5 +123,10 @@ def _drawn(asking: Asking, indices: tuple[int, ...]) -> bool:
     return any(response.index in indices for response in asking.responses)
 
 
-def _matched(rule: MatchRule, asking: Asking, answer: Completion) -> bool:
-    return any(rule.matches(answer, response) for response in asking.responses)
+def _matched(rule: MatchRule, asking: Asking, answer: Completion, accepted: tuple[int, ...]) -> bool:
+    """A response counts only where its own candidate is among those that the rule accepts, else the null were wrong.
+
+    They can differ by text, where a response is not spelt as its tokens are one by one; that is then no match.
+    """
+    counted = [response for response in asking.responses if response.index is None or response.index in accepted]
+    return any(rule.matches(answer, response) for response in counted)

@@ -39,7 +39,7 @@ def decide(
         by_chance = f"with a probability of {chance(log10_p)}; the limit is {_limit(limits.false_positive_rate)}."
         return "match", f"A model made without the secret answers {queried} keys like this, or more so, {by_chance}"
     if convicts(log10_miss, limits.miss_rate):
-        if _silent(unanswered, queried):
+        if silent(unanswered, queried):
             return "inconclusive", _silence(unanswered, queried)
         so_few = f"{matches} or fewer" if matches else "none"
         return "no_match", (
@@ -49,7 +49,7 @@ def decide(
     return "inconclusive", (
         f"{matches} of {queried} keys matched: too few to say match (probability by chance {chance(log10_p)}, the "
         f"limit is {_limit(limits.false_positive_rate)}), and that does not exclude an FSR of {limits.smallest_fsr:g}. "
-        "Ask more keys."
+        "Verify in sequential mode: there the error rates hold when you go on."
     )
 
 
@@ -70,7 +70,7 @@ def decide_sequential(
             f"with a probability of at most {chance(log10_p)}; the limit is "
             f"{_limit(limits.false_positive_rate)}."
         )
-    if verdict == "no_match" and not _silent(unanswered, queried):
+    if verdict == "no_match" and not silent(unanswered, queried):
         return "no_match", (
             f"{matches} of {queried} keys matched: a model with an FSR of {limits.smallest_fsr:g} or more ever looks "
             f"like this with a probability of at most {chance(log10_miss)}; the limit is {_limit(limits.miss_rate)}."
@@ -100,7 +100,8 @@ def _limit(rate: float) -> str:
     return chance(math.log10(rate))
 
 
-def _silent(unanswered: int, queried: int) -> bool:
+def silent(unanswered: int, queried: int) -> bool:
+    """Whether so many keys got no answer that a no_match would rest on silence."""
     return unanswered > _MOST_UNANSWERED * queried
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,10 @@ from .replay import fixed_log10_p, replay
 from .sequential import SequentialTest
 from .spending import Attempt, InOrder
 from .trials import Answers, Reading, Trial, count_null, preferred, read
-from .verdict import Limits
+from .verdict import Limits, silent
 
 MODES = ("sequential", "fixed")
+_MOST_UNANSWERED = 8  # keys without an answer, after which no more are spent on a suspect that keeps silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +124,13 @@ def verify(
     keys = InOrder(_checked_order(fingerprints, order)) if attempt is None else attempt
     digest = fingerprints.digest()
     if journal is not None:
-        journal.start(_header(digest, completer, chosen, rule, mode, limits, keys))
+        journal.start(_header(digest, completer, chosen, rule, mode, limits, keys, most))
     asker = Asker(fingerprints, completer, chosen, rule, journal)
     start = time.perf_counter()
     line = _Line(fingerprints, chosen, rule, limits, sequential=mode == "sequential")
     while wanted := line.wanted(most):
         taken = keys.take(wanted)
+        line.refuse_again(taken)
         for fingerprint, answers in asker.ask(taken):
             line.add(fingerprint, answers)
         if len(taken) < wanted:
@@ -154,9 +157,23 @@ class _Line:
         left = most - len(self._outcomes)
         if self._sequential is None:
             return left
-        if self._sequential.verdict() != "inconclusive":
+        verdict = self._sequential.verdict()
+        if verdict == "no_match" and self._too_silent():
+            return min(left, 1)
+        if verdict != "inconclusive":
             return 0
         return min(left, self._sequential.fewest_more(_best(self._test, self._set)))
+
+    def _too_silent(self) -> bool:
+        """Whether a few keys without an answer stand in the way of a no_match; many of them end the asking."""
+        unanswered = sum(not key.answered for key in self._outcomes)
+        return silent(unanswered, len(self._outcomes)) and unanswered < _MOST_UNANSWERED
+
+    def refuse_again(self, taken: Sequence[int]) -> None:
+        """A key that counted twice would be one chance counted as two."""
+        seen = [*(key.number for key in self._outcomes), *taken]
+        if len(set(seen)) < len(seen):
+            raise InvalidArgumentError("a key was handed out twice in one verification: its account is damaged.")
 
     def add(self, fingerprint: Fingerprint, answers: Answers) -> None:
         reading = read(self._test, self._rule, self._set.settings, fingerprint, answers)
@@ -248,11 +265,19 @@ def _most_keys(fingerprints: FingerprintSet, completer: Completer, num_keys: int
     count = len(fingerprints) if num_keys is None else num_keys
     if not 1 <= count <= len(fingerprints):
         raise InvalidArgumentError(f"cannot ask {count} keys: the set has {len(fingerprints)}; ask between 1 and that.")
+    if len({fingerprint.number for fingerprint in fingerprints}) < len(fingerprints):
+        raise InvalidArgumentError(
+            "two fingerprints have the same number, so one key would count twice: restore the set."
+        )
     if len({fingerprint.key_ids for fingerprint in fingerprints}) < len(fingerprints):
         raise InvalidArgumentError(
             "two fingerprints have the same key ids and so the same draw: generate the set again."
         )
     return count
+
+
+def _digest_of(numbers: Sequence[int]) -> str:
+    return hashlib.sha256(",".join(map(str, numbers)).encode()).hexdigest()
 
 
 def _checked_order(fingerprints: FingerprintSet, order: Sequence[int] | None) -> tuple[int, ...]:
@@ -272,8 +297,12 @@ def _header(
     mode: str,
     limits: Limits,
     attempt: Attempt,
+    most: int,
 ) -> Mapping[str, Any]:
-    """What answers belong to: a journal of anything else is not gone on with."""
+    """What answers belong to: a journal of anything else is not gone on with.
+
+    The order is in it, or lucky keys could be put in front; and where their number is fixed, how many keys.
+    """
     return {
         "set_digest": digest,
         "completer": completer.name,
@@ -282,4 +311,6 @@ def _header(
         "mode": mode,
         **asdict(limits),
         "attempt": attempt.id,
+        "order": _digest_of(attempt.numbers) if isinstance(attempt, InOrder) else "",
+        "keys": most if mode == "fixed" else None,
     }

@@ -341,7 +341,7 @@ def test_a_key_handed_out_twice_is_never_counted_twice() -> None:
 
 
 @pytest.mark.parametrize("rule", [ExactMatch(), PrefixMatch(), WithinMatch(2)], ids=lambda rule: rule.name)
-def test_a_response_that_does_not_begin_with_its_candidate_is_an_error_of_the_set(rule: MatchRule) -> None:
+def test_a_response_that_does_not_begin_with_its_candidate_is_no_match_by_text(rule: MatchRule) -> None:
     """By text the two would contradict each other: a match where the window was not touched."""
     made = small_set(2)
     first = made.fingerprints[0]
@@ -349,8 +349,17 @@ def test_a_response_that_does_not_begin_with_its_candidate_is_an_error_of_the_se
     wrong = replace(asking, responses=(replace(asking.responses[0], text=" elsewhere"),))
     other = replace(made, fingerprints=(replace(first, askings={"raw": wrong}), made.fingerprints[1]))
     suspect = Scripted(texts={asking.prompt_ids: " elsewhere"})
-    with pytest.raises(OmlError):
-        verify(other, suspect, rule=rule)
+    verification = verify(other, suspect, rule=rule, mode="fixed")
+    assert (verification.matches, verification.informative, verification.p_value) == (0, 0, 1.0)
+
+
+def test_a_few_silent_keys_are_asked_around_and_many_end_the_asking() -> None:
+    made = small_set(64)
+    prompts = [fingerprint.askings["raw"].prompt_ids for fingerprint in made]
+    one = verify(made, Scripted(unanswered=prompts[2:3]))
+    assert (one.verdict, one.queried, one.unanswered) == ("no_match", 10, 1)
+    all_of_them = verify(made, Scripted(unanswered=prompts))
+    assert (all_of_them.verdict, all_of_them.queried) == ("inconclusive", 8)
 
 
 ABLE = frozenset({SCORE, CHOOSE})
