@@ -70,7 +70,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def add_terms(parser: argparse.ArgumentParser) -> None:
     """The terms of a verdict. Their defaults are in TERMS, so that a commitment knows what was given."""
-    parser.add_argument("--num-keys", type=int, metavar="N", help="ask at most N keys; all N with --mode fixed")
+    parser.add_argument(
+        "--num-keys", type=int, metavar="N", help="ask at most N keys; all N with --mode fixed (default: all)"
+    )
     parser.add_argument("--test", choices=TESTS, help="which evidence decides (default: the strongest there is)")
     parser.add_argument("--rule", help="match rule: exact, prefix or within-N (default: exact)")
     parser.add_argument(
