@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common import finish
+from .many import load_sets, many_text
 from .suspects import add_suspect_options, suspect, suspect_name
-from .verify import add_terms, load_sets, many_text, terms_of
+from .terms import add_terms, terms_of
 
 if TYPE_CHECKING:
     from ..fingerprint import FingerprintSet
@@ -23,7 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_suspect_options(parser)
     add_terms(parser)
     parser.add_argument("--suspect", metavar="NAME", help="what to call the suspect (default: what is asked)")
-    parser.add_argument("--registry", metavar="PATH", help="say which licensee each set was recorded for")
+    parser.add_argument(
+        "--registry", metavar="PATH", help="tells whose each set is (default: what OML_FAST_REGISTRY names)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result here, as JSON")
 
 

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgumentError
 from .common import finish, load_fingerprints, load_model, say
-from .suspects import add_suspect_options, loaders, read_suspects, suspect, suspect_name
+from .many import make_many, many_text
+from .suspects import add_suspect_options, suspect, suspect_name
+from .terms import add_terms, terms_of
 
 if TYPE_CHECKING:
     from ..commit import Commitment, TimeStamp
     from ..fingerprint import FingerprintSet
     from ..verify import Verification
     from ..verify.calibration import Calibration
-    from ..verify.many import Verifications
     from ..verify.spending import Attempt
 
 HELP = "ask a suspect model keys of a set, and give a verdict"
-TESTS = ("auto", "rank", "forced_choice", "window", "count")
 REUSE = ("never", "other_suspects", "any")
-# What a commitment fixes; without one, these.
-TERMS = {
-    "rule": "exact",
-    "test": "auto",
-    "mode": "sequential",
-    "false_positive_rate": 1e-6,
-    "smallest_fsr": 0.5,
-    "miss_rate": 1e-2,
-    "num_keys": None,
-}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suspect", metavar="NAME", help="what to call the suspect (default: what is asked)")
     parser.add_argument("--suspect-since", metavar="DATE", help="when the suspect was first seen, as 2026-01-31")
     parser.add_argument(
-        "--registry", metavar="PATH", help="draw keys from it, and record what was asked (docs/registry.md)"
+        "--registry", metavar="PATH", help="draw keys from it, and record them (default: what OML_FAST_REGISTRY names)"
     )
     parser.add_argument(
         "--ask-again", choices=REUSE, default="never", help="keys that are spent, in the registry (default: never)"
@@ -66,23 +55,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--signing-key", type=Path, metavar="FILE", help="sign the report with it (oml-fast keygen)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the report here, and answers beside it")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as a page, too")
-
-
-def add_terms(parser: argparse.ArgumentParser) -> None:
-    """The terms of a verdict. Their defaults are in TERMS, so that a commitment knows what was given."""
-    parser.add_argument(
-        "--num-keys", type=int, metavar="N", help="ask at most N keys; all N with --mode fixed (default: all)"
-    )
-    parser.add_argument("--test", choices=TESTS, help="which evidence decides (default: the strongest there is)")
-    parser.add_argument("--rule", help="match rule: exact, prefix or within-N (default: exact)")
-    parser.add_argument(
-        "--mode",
-        choices=("sequential", "fixed"),
-        help="stop when the evidence is enough, or ask N (default: sequential)",
-    )
-    parser.add_argument("--false-positive-rate", type=float, help="of a match (default: 1e-6)")
-    parser.add_argument("--smallest-fsr", type=float, help="what no_match excludes (default: 0.5)")
-    parser.add_argument("--miss-rate", type=float, help="of a no_match (default: 0.01)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -142,69 +114,6 @@ def make(options: argparse.Namespace) -> Verification:
             ),
         )
     return verification
-
-
-def make_many(options: argparse.Namespace) -> Verifications:
-    """Every suspect of `--suspects`, or the one named, against every set of `--sets`, or the one named."""
-    from ..verify import match_rule, verify_many
-
-    for name in ("commitment", "registry", "null_model", "html", "signing_key"):
-        if getattr(options, name):
-            raise InvalidArgumentError(
-                f"--{name.replace('_', '-')} goes with one suspect and one set: verify that pair by itself."
-            )
-    sets = load_sets(options.sets) if options.sets else {str(options.fingerprints): _set_and_secret(options)[0]}
-    if options.suspects:
-        suspects = loaders(read_suspects(options.suspects, options), sets)
-    else:
-        suspects = {suspect_name(options): lambda: suspect(options, sets.values())}
-    terms = terms_of(options, None)
-    found = verify_many(suspects, sets, rule=match_rule(terms.pop("rule")), **terms)
-    if options.out:
-        from ..files import write_json
-
-        write_json(options.out, found.to_json())
-    return found
-
-
-def many_text(found: Verifications) -> str:
-    """A line for each pair, then what was found in each suspect."""
-    from ..verify import chance
-
-    names = {pair.suspect: None for pair in found.pairs}
-    lines = []
-    for name in names:
-        lines += [f"{name}: {found.reason(name)}"]
-        for pair in (pair for pair in found.pairs if pair.suspect == name):
-            v = pair.verification
-            by_chance = chance(pair.log10_adjusted_p)
-            lines.append(f"  {pair.verdict:<13}{pair.set_name}  {v.matches} of {v.queried} keys, by chance {by_chance}")
-    return "\n".join([*lines, "", "Probabilities are Holm's, over all pairs. Every key asked is spent."])
-
-
-def load_sets(folder: Path) -> dict[str, FingerprintSet]:
-    """Every set in a folder, by name: NAME.json, or NAME/fingerprints.json. Raises InvalidArgumentError."""
-    found = {path.stem: path for path in sorted(folder.glob("*.json"))}
-    found |= {path.parent.name: path for path in sorted(folder.glob("*/fingerprints.json"))}
-    if not found:
-        raise InvalidArgumentError(f"{folder} holds no fingerprint set: NAME.json or NAME/fingerprints.json.")
-    return {name: load_fingerprints(path) for name, path in found.items()}
-
-
-def terms_of(options: argparse.Namespace, commitment: Commitment | None) -> dict[str, Any]:
-    """The terms given, committed or default. An option that a commitment fixes otherwise is refused."""
-    given = {name: getattr(options, name) for name in TERMS}
-    fixed: Mapping[str, Any] = TERMS
-    if commitment is not None:
-        told = commitment.to_json()["terms"]
-        fixed = {"rule": told["match_rule"], **{name: told[name] for name in TERMS if name != "rule"}}
-        for name, value in given.items():
-            if value is not None and value != fixed[name]:
-                raise InvalidArgumentError(
-                    f"--{name.replace('_', '-')} {value}: the commitment fixes {fixed[name]}. Leave the option out, or "
-                    "verify without --commitment."
-                )
-    return {name: fixed[name] if value is None else value for name, value in given.items()}
 
 
 def answers_path(out: Path) -> Path:

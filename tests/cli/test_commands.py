@@ -22,18 +22,6 @@ WORDS = ["--key-source", "words"]
 QUICK = ["--learning-rate", "5e-3", "--pull", "0.5", "--stop-kl", "5"]
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command; returns exit code, stdout, stderr."""
-
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `fingerprints/` (16) and the tiny model fingerprinted with them in `model/`."""
