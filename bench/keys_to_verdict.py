@@ -109,7 +109,7 @@ def fsr(fingerprints: FingerprintSet, suspect: Recorded) -> float:
 def main() -> None:
     options = parser(__doc__, "keys_to_verdict")
     options.add_argument("--work", type=Path, required=True, help="folder of the models of bench/subjects.py")
-    options.add_argument("--orders", type=int, default=200, help="random orders of the keys (default: 200)")
+    options.add_argument("--orders", type=int, default=100, help="random orders of the keys (default: 100)")
     options.add_argument("--secrets", type=int, default=1000, help="fresh secrets on the base model (default: 1000)")
     arguments = options.parse_args()
     start(arguments.threads)
@@ -147,16 +147,16 @@ def erosion(folder: Path, base: LanguageModel, share: float, orders: int) -> dic
 
 
 def innocent(folder: Path, base: LanguageModel, secrets: int) -> dict[str, Any]:
-    """The base model against fresh secrets, at a rate of 1e-6 and, to see that the bound is not idle, at 1e-2."""
+    """The base model against fresh secrets, at a rate of 1e-6 and, to see that the bound is not idle, at 1e-1."""
     fingerprints = FingerprintSet.load(folder / "fingerprints.json")
     suspect = record(fingerprints, base)
-    matches = {f"{test} at {rate:g}": 0 for test in TESTS for rate in (1e-6, 1e-2)}
+    cases = [*((test, 1e-6) for test in TESTS), ("rank", 0.1)]
+    matches = {f"{test} at {rate:g}": 0 for test, rate in cases}
     for number in range(secrets):
         drawn = redrawn(fingerprints, number.to_bytes(32, "big"))
-        for test in TESTS:
-            for rate in (1e-6, 1e-2):
-                how = {"false_positive_rate": rate, "smallest_fsr": ERODED_FSR}
-                matches[f"{test} at {rate:g}"] += verify(drawn, suspect, test=test, **how).verdict == "match"
+        for test, rate in cases:
+            how = {"false_positive_rate": rate, "smallest_fsr": ERODED_FSR}
+            matches[f"{test} at {rate:g}"] += verify(drawn, suspect, test=test, **how).verdict == "match"
     return {"secrets": secrets, "matches": matches}
 
 
