@@ -98,6 +98,11 @@ class Chooser(Completer, Protocol):
         ...
 
 
+def identity(completer: Completer) -> str:
+    """Which suspect it is: the digest of its weights where they can be seen, or its address; "" where it tells none."""
+    return str(getattr(completer, "identity", ""))
+
+
 def capabilities(completer: Completer) -> frozenset[str]:
     """What the completer can do beyond `complete`: of SCORE, TOP_SCORES and CHOOSE."""
     return frozenset(getattr(completer, "capabilities", ()))

@@ -176,11 +176,11 @@ def _set_defaults(parser: argparse.ArgumentParser, command: str, config: str) ->
         if action is None:
             known = ", ".join(sorted(actions))
             raise InvalidArgumentError(f"{config}: {name!r} is no option of {command}; it has {known}.")
-        action.default = _typed(action, name, value, config)
+        action.default = typed(action, name, value, config)
         action.required = False
 
 
-def _typed(action: argparse.Action, name: str, value: Any, config: str) -> Any:
+def typed(action: argparse.Action, name: str, value: Any, config: str) -> Any:
     """The value as the command line would have given it; the option's own type checks it."""
     if isinstance(action.default, bool):
         good = isinstance(value, bool)

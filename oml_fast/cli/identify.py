@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common import finish
-from .many import load_sets, many_text
+from .many import load_sets, many_text, verify_pairs
 from .suspects import add_suspect_options, suspect, suspect_name
-from .terms import add_terms, terms_of
+from .terms import REUSE, add_terms
 
 if TYPE_CHECKING:
     from ..fingerprint import FingerprintSet
+    from ..verify import Verifications
 
 HELP = "find which of many sets, one for each licensee, is in a suspect model"
 
@@ -23,29 +24,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_suspect_options(parser)
     add_terms(parser)
-    parser.add_argument("--suspect", metavar="NAME", help="what to call the suspect (default: what is asked)")
     parser.add_argument(
-        "--registry", metavar="PATH", help="tells whose each set is (default: what OML_FAST_REGISTRY names)"
+        "--suspect", metavar="NAME", help="what to call the suspect (default: its folder, or model at URL)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the result here, as JSON")
+    parser.add_argument(
+        "--registry", metavar="PATH", help="draw keys from it; whose sets are (default: what OML_FAST_REGISTRY names)"
+    )
+    parser.add_argument(
+        "--ask-again", choices=REUSE, default="never", help="keys that are spent, in the registry (default: never)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the result here, as JSON, and the answers beside it"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
-    from ..files import require_writable, write_json
-    from ..verify import match_rule, verify_many
-
     sets = _by_licensee(options, load_sets(options.sets))
-    if options.out:
-        require_writable(options.out)
-    terms = terms_of(options, None)
     name = suspect_name(options)
-    found = verify_many(
-        {name: lambda: suspect(options, sets.values())}, sets, rule=match_rule(terms.pop("rule")), **terms
-    )
-    result: dict[str, Any] = {"identified": found.matches(name), "reason": found.reason(name), **found.to_json()}
-    if options.out:
-        write_json(options.out, result)
-    finish(options, result, many_text(found))
+
+    def result(found: Verifications) -> dict[str, Any]:
+        return {"identified": found.matches(name), "reason": found.reason(name), **found.to_json()}
+
+    found = verify_pairs(options, {name: lambda: suspect(options, sets.values())}, sets, result)
+    finish(options, result(found), many_text(found))
 
 
 def _by_licensee(options: argparse.Namespace, sets: dict[str, FingerprintSet]) -> dict[str, FingerprintSet]:
@@ -57,7 +58,7 @@ def _by_licensee(options: argparse.Namespace, sets: dict[str, FingerprintSet]) -
         return sets
     from ..registry import Registry
 
-    with Registry(named) as registry:
+    with Registry(named, create=False) as registry:
         licensees = {record.digest: record.licensee for record in registry.sets()}
     found = {}
     for name, made in sets.items():

@@ -84,6 +84,8 @@ def _text(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
             "",
             f"no_match excludes an FSR of {options.smallest_fsr:g} or more at a miss rate of {options.miss_rate:g}:",
             "a model below that may end so before its evidence is enough. Ask with a lower --smallest-fsr to go on.",
+            "Medians are over both ends. Keys without a match are taken to answer as chance does. A real eroded",
+            "model still prefers their responses among candidates: rank and forced_choice then cost less than this.",
         ]
     )
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .common import finish
+from .common import add_device_options, finish, load_model, prepare
+
+if TYPE_CHECKING:
+    from ..completer import Completer
 
 HELP = "check a report that somebody hands over: signature, figures, commitment, opened keys"
 _MARKS = {True: "holds", False: "FAILS", None: "not shown"}
@@ -21,12 +25,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timestamp-root", type=Path, action="append", metavar="PEM", help="trusted root of a timestamp authority"
     )
+    parser.add_argument(
+        "--null-model",
+        type=Path,
+        action="append",
+        metavar="FOLDER",
+        help="a model that was never fingerprinted: ask it the opened keys",
+    )
+    add_device_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from .. import report
     from ..commit import read_roots
-    from ..errors import OmlError
+    from ..errors import InvalidArgumentError, OmlError
     from ..files import read_text
     from ..signing import parse_json, read_verification_key
 
@@ -34,9 +46,20 @@ def run(options: argparse.Namespace) -> None:
     roots = [root for path in options.timestamp_root or () for root in read_roots(path)]
     document = parse_json(read_text(options.report, "the report"), f"the report {options.report}")
     opening = report.load_opening(options.opening) if options.opening else None
-    findings = report.check(document, opening, trusted, roots)
-    lines = [f"{_MARKS[each.ok]:<10} {each.what + ':':<12}{each.sentence}" for each in findings]
+    if options.null_model and not options.opening:
+        raise InvalidArgumentError("--null-model asks the opened keys: give --opening FILE, too.")
+    findings = report.check(document, opening, trusted, roots, _null_models(options))
+    lines = [f"{_MARKS[each.ok]:<10} {each.what + ':':<13}{each.sentence}" for each in findings]
     finish(options, {"ok": findings.ok, "findings": [asdict(each) for each in findings]}, "\n".join(lines))
     if not findings.ok:
         failed = ", ".join(each.what for each in findings if each.ok is False)
         raise OmlError(f"{options.report} fails its check ({failed}): trust nothing in it; ask its owner for another.")
+
+
+def _null_models(options: argparse.Namespace) -> dict[str, Completer]:
+    if not options.null_model:
+        return {}
+    from ..models import HfCompleter
+
+    prepare()
+    return {str(folder): HfCompleter(load_model(options, folder)) for folder in options.null_model}

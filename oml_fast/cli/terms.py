@@ -11,6 +11,7 @@ from ..errors import InvalidArgumentError
 if TYPE_CHECKING:
     from ..commit import Commitment
 
+REUSE = ("never", "other_suspects", "any")
 TESTS = ("auto", "rank", "forced_choice", "window", "count")
 # What a commitment fixes; without one, these.
 TERMS = {

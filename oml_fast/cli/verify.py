@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgumentError
+from .attempts import answers_path, attempt_of
 from .common import finish, load_fingerprints, load_model, say
-from .many import make_many, many_text
+from .many import make_many, many_text, set_name
 from .suspects import add_suspect_options, suspect, suspect_name
-from .terms import add_terms, terms_of
+from .terms import REUSE, add_terms, terms_of
 
 if TYPE_CHECKING:
     from ..commit import Commitment, TimeStamp
     from ..fingerprint import FingerprintSet
+    from ..signing import SigningKey
     from ..verify import Verification
     from ..verify.calibration import Calibration
-    from ..verify.spending import Attempt
 
 HELP = "ask a suspect model keys of a set, and give a verdict"
-REUSE = ("never", "other_suspects", "any")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timestamp-root", type=Path, action="append", metavar="PEM", help="trusted root of a timestamp authority"
     )
-    parser.add_argument("--suspect", metavar="NAME", help="what to call the suspect (default: what is asked)")
+    parser.add_argument(
+        "--suspect", metavar="NAME", help="what to call the suspect (default: its folder, or model at URL)"
+    )
     parser.add_argument("--suspect-since", metavar="DATE", help="when the suspect was first seen, as 2026-01-31")
     parser.add_argument(
         "--registry", metavar="PATH", help="draw keys from it, and record them (default: what OML_FAST_REGISTRY names)"
@@ -72,53 +74,58 @@ def run(options: argparse.Namespace) -> None:
 def make(options: argparse.Namespace) -> Verification:
     """Verify one suspect against one set, and write the report where `--out` says."""
     from .. import report
-    from ..files import require_writable
+    from ..signing import sign_document
     from ..verify import match_rule, verify
     from ..verify.journal import Journal
 
+    since, signer = _since(options.suspect_since), _signer(options)
     fingerprints, secret = _set_and_secret(options)
     commitment, stamps = _commitment(options, fingerprints, secret)
+    tokens = _tokens(options)
     terms = terms_of(options, commitment)
     rule = match_rule(terms.pop("rule"))
     order = _order(fingerprints, secret, commitment)
     answers = answers_path(options.out) if options.out else None
-    for path in (options.out, options.html):
-        if path is not None:
-            require_writable(path)
+    _require_files(options, answers)
     completer = suspect(options, [fingerprints])
     journal = Journal(answers) if answers else None
+
+    def written(verification: Verification) -> tuple[dict[str, Any], str]:
+        """The report, in the files asked for before the registry calls the attempt ended."""
+        opinion = _second_opinion(options, fingerprints, verification)
+        document = report.document(
+            verification,
+            suspect=suspect_name(options),
+            suspect_known_since=since,
+            commitment=commitment,
+            order=order,
+            timestamps=stamps,
+            tokens=tokens,
+            set_name=set_name(options.fingerprints),
+            skipped=_skipped(verification, order),
+            second_opinion=opinion,
+            journal=journal,
+            secret=secret,
+        )
+        if signer is not None:
+            document = sign_document(document, signer)
+        if options.out:
+            report.write(document, options.out)
+        if options.html:
+            report.write_page(document, options.html)
+        return document, report.report_digest(document)
+
     with contextlib.ExitStack() as stack:
-        attempt = _attempt(stack, options, fingerprints, order, answers)
+        attempt = attempt_of(stack, options, fingerprints, order, answers, suspect_name(options))
         if journal is not None:
             stack.enter_context(journal)
+        kept = written if options.out or options.html or attempt is not None else None
         verification = verify(
-            fingerprints, completer, rule=rule, order=order, attempt=attempt, journal=journal, **terms
+            fingerprints, completer, rule=rule, order=order, attempt=attempt, journal=journal, report=kept, **terms
         )
-    opinion = _second_opinion(options, fingerprints, verification)
-    if options.out or options.html:
-        _write(
-            options,
-            report.document(
-                verification,
-                suspect=suspect_name(options),
-                suspect_known_since=_since(options.suspect_since),
-                commitment=commitment,
-                order=order,
-                timestamps=stamps,
-                tokens=_tokens(options),
-                set_name=_set_name(options.fingerprints),
-                skipped=_skipped(verification, order),
-                second_opinion=opinion,
-                journal=journal,
-                secret=secret,
-            ),
-        )
-    return verification
-
-
-def answers_path(out: Path) -> Path:
-    """Where the answers of a report are kept: with them a verification that was stopped goes on."""
-    return out.with_suffix(".answers.jsonl")
+        if kept is None:
+            _second_opinion(options, fingerprints, verification)
+        return verification
 
 
 def _set_and_secret(options: argparse.Namespace) -> tuple[FingerprintSet, bytes | None]:
@@ -162,33 +169,6 @@ def _order(fingerprints: FingerprintSet, secret: bytes | None, commitment: Commi
     return asking_order(fingerprints, secret)
 
 
-def _attempt(
-    stack: contextlib.ExitStack,
-    options: argparse.Namespace,
-    fingerprints: FingerprintSet,
-    order: tuple[int, ...] | None,
-    answers: Path | None,
-) -> Attempt | None:
-    """The registry's hold on keys, taken up again where answers of it are kept; None without a registry."""
-    from .. import settings
-
-    named = options.registry or settings.registry_url()
-    if not named:
-        return None
-    from ..registry import Registry
-    from ..verify.journal import read_journal
-
-    resume = None
-    if answers is not None and answers.exists():
-        header = read_journal(answers)[0] or {}
-        resume = header.get("attempt") or None
-    registry = stack.enter_context(Registry(named))
-    name = suspect_name(options)
-    if resume:
-        say(f"going on with attempt {resume}")
-    return registry.attempt(fingerprints, suspect=name, order=order, resume=resume, reuse=options.ask_again)
-
-
 def _second_opinion(
     options: argparse.Namespace, fingerprints: FingerprintSet, verification: Verification
 ) -> Calibration | None:
@@ -206,25 +186,27 @@ def _second_opinion(
     return opinion
 
 
-def _write(options: argparse.Namespace, document: dict[str, Any]) -> None:
-    """The report as JSON and as a page, where asked for; signed where a key is named."""
-    from .. import report
+def _signer(options: argparse.Namespace) -> SigningKey | None:
+    """The signing key, read before a key is spent."""
+    if not options.signing_key:
+        return None
+    from .keygen import load_signing_key
 
-    if options.signing_key:
-        from ..signing import sign_document
-        from .keygen import load_signing_key
-
-        document = sign_document(document, load_signing_key(options.signing_key))
-    if options.out:
-        report.write(document, options.out)
-    if options.html:
-        report.write_page(document, options.html)
+    return load_signing_key(options.signing_key)
 
 
-def _set_name(path: Path) -> str:
-    """What the set's file, or the folder that holds it, is called."""
-    file = path / "fingerprints.json" if path.is_dir() else path
-    return file.resolve().parent.name if file.name == "fingerprints.json" else file.stem
+def _require_files(options: argparse.Namespace, answers: Path | None) -> None:
+    """Refuse now what could not be written, or read, once keys are spent."""
+    from ..files import require_writable
+
+    outputs = [path for path in (options.out, options.html, answers) if path is not None]
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise InvalidArgumentError("--out, --html and the answers beside --out would be one file: choose other names.")
+    for path in outputs:
+        require_writable(path)
+    for folder in options.null_model or ():
+        if not folder.is_dir():
+            raise InvalidArgumentError(f"there is no model folder {folder}: name another --null-model.")
 
 
 def _skipped(verification: Verification, order: tuple[int, ...] | None) -> list[int]:

@@ -28,11 +28,19 @@ class HfCompleter:
     capabilities = frozenset({SCORE, CHOOSE})
 
     def __init__(self, model: LanguageModel, *, batch_size: int = 64, progress: bool = False) -> None:
+        """batch_size: prompts at a time. Raises InvalidArgumentError."""
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise InvalidArgumentError(f"a batch of {batch_size!r} prompts is none: give a whole number, 1 or more.")
         self._model, self._batch_size, self._progress = model, batch_size, progress
 
     @property
     def name(self) -> str:
         return f"transformers ({self._model.device.type}, {str(self._model.dtype).removeprefix('torch.')})"
+
+    @property
+    def identity(self) -> str:
+        """Which suspect this is: the digest of the model, as it was loaded."""
+        return self._model.digest
 
     @property
     def tokenizer_digest(self) -> str:

@@ -18,9 +18,11 @@ from sqlalchemy import ColumnElement, Connection, Select, case, exists, insert, 
 
 from ..errors import InvalidArgumentError
 from .records import Clock, canonical_json, json_digest, timestamp, without_secrets
+from .storing import require_digest
 from .tables import attempts, exposures, keys, sets
 
 REUSE = ("never", "other_suspects", "any")
+INCONCLUSIVE = "inconclusive"  # the one verdict that more keys may still change
 
 Transaction = Callable[[], AbstractContextManager[Connection]]
 
@@ -72,13 +74,16 @@ class RegistryAttempt:
         self._shown += len(new)
         return again + new
 
-    def ended(self, verdict: str, report: Mapping[str, Any]) -> None:
-        """Record the verdict, the report's digest, and the report without anything secret. Once for each attempt.
+    def ended(self, verdict: str, report: Mapping[str, Any], digest: str | None = None) -> None:
+        """Record the verdict, the report's digest, and the report without anything secret. Once, unless resumed since.
 
-        The digest is SHA-256 over the canonical JSON of the report as given.
+        digest: the one that the report's readers see (`report.report_digest`). None: SHA-256 over the canonical JSON of
+        the report as given. InvalidArgumentError where it is no digest, or the attempt has ended.
         """
-        kept = canonical_json(without_secrets(report))
-        values = {"verdict": verdict, "report_digest": json_digest(dict(report)), "report": kept}
+        if digest is None:
+            digest = json_digest(dict(report))
+        require_digest(digest, "a report's digest")
+        values = {"verdict": verdict, "report_digest": digest, "report": canonical_json(without_secrets(report))}
         with self._transaction() as connection:
             running = (attempts.c.id == self._hold.id) & attempts.c.ended_at.is_(None)
             change = update(attempts).where(running).values(ended_at=timestamp(self._clock), **values)
@@ -99,7 +104,10 @@ def start(connection: Connection, set_row: Any, suspect: str, reuse: str, now: s
 def resumed(
     connection: Connection, set_row: Any, suspect: str, reuse: str, attempt_id: str
 ) -> tuple[_Hold, tuple[int, ...]]:
-    """An attempt that was stopped, and the keys that it took, in the order of taking. Or InvalidArgumentError."""
+    """An attempt to go on with, and the keys that it took, in the order of taking. Or InvalidArgumentError.
+
+    One that ended with `inconclusive` is open again: its verdict and report are forgotten until it ends anew.
+    """
     row = connection.execute(select(attempts).where(attempts.c.id == attempt_id)).one_or_none()
     if row is None:
         raise InvalidArgumentError(
@@ -113,7 +121,11 @@ def resumed(
         raise InvalidArgumentError(
             f"attempt {attempt_id} asks {row.suspect!r}, not {suspect!r}: name that suspect, or start a new attempt."
         )
-    _require_running(connection, attempt_id)
+    if row.verdict == INCONCLUSIVE:
+        nothing = dict.fromkeys(("ended_at", "verdict", "report_digest", "report"))
+        connection.execute(update(attempts).where(attempts.c.id == attempt_id).values(nothing))
+    else:
+        _require_running(connection, attempt_id)
     shown = select(exposures.c.number).where(exposures.c.attempt_id == attempt_id).order_by(exposures.c.id)
     return _Hold(attempt_id, row.set_id, set_row.digest, suspect, reuse), tuple(connection.scalars(shown))
 
@@ -172,8 +184,13 @@ def _require_running(connection: Connection, attempt_id: str, *, lock: bool = Fa
         state = state.join(sets).with_for_update(key_share=True, of=sets)
     row = connection.execute(state).one()
     if row.ended_at is not None:
+        way_out = (
+            "resume it by its id"
+            if row.verdict == INCONCLUSIVE
+            else "its report stands in --out; choose another --out for a new attempt"
+        )
         raise InvalidArgumentError(
-            f"attempt {attempt_id} ended at {row.ended_at} with the verdict {row.verdict}: start a new attempt."
+            f"attempt {attempt_id} ended at {row.ended_at} with the verdict {row.verdict}: {way_out}."
         )
 
 

@@ -72,7 +72,10 @@ class KeyCount:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One verification: `keys` were shown in it. Without an end it runs still, or was stopped and can be resumed."""
+    """One verification: `keys` were shown in it. Without an end it runs still, or was stopped.
+
+    One that was stopped, or ended with `inconclusive`, can be resumed.
+    """
 
     id: str
     set_digest: str

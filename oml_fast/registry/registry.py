@@ -25,6 +25,8 @@ from .tables import attempts, exposures, keys, licensees, models, sets
 if TYPE_CHECKING:
     from ..fingerprint import FingerprintSet
 
+ADD_SET = "oml-fast registry add-set"
+
 _SETS = select(
     sets.c.digest,
     sets.c.num_fingerprints,
@@ -54,13 +56,14 @@ class Registry:
     """A registry at a path (SQLite, made where there is none) or a URL (PostgreSQL). Close it, or use it in `with`.
 
     Raises OmlError where it cannot be used or has tables of another version, InvalidArgumentError where the place can
-    be no registry. Open it after a fork, not before. `clock` gives the times that are stored.
+    be no registry, or where none is there and `create` is false. Open it after a fork, not before. `clock` gives the
+    times that are stored.
     """
 
-    def __init__(self, where: str | Path, *, clock: Clock = utc_now) -> None:
+    def __init__(self, where: str | Path, *, create: bool = True, clock: Clock = utc_now) -> None:
         self._url = read_url(where)
         self._clock = clock
-        self._engine = open_engine(self._url)
+        self._engine = open_engine(self._url, create=create)
         self._writer = for_writing(self._engine)
 
     @property
@@ -121,8 +124,11 @@ class Registry:
         """The set whose digest this is or begins with. InvalidArgumentError where none or several do."""
         found = [record for record in self.sets() if digest and record.digest.startswith(digest)]
         if len(found) != 1:
-            how_many = f"{len(found)} sets have digests that begin" if found else "no set has a digest that begins"
-            raise InvalidArgumentError(f"{how_many} with {digest!r}: oml-fast registry sets lists them.")
+            if found:
+                fault, way_out = f"{len(found)} sets of the registry have digests that begin", "name more of it"
+            else:
+                fault, way_out = "no set of the registry has a digest that begins", "add it first, with " + ADD_SET
+            raise InvalidArgumentError(f"{fault} with {digest!r}: {way_out}. oml-fast registry sets lists them.")
         return found[0]
 
     def add_model(self, digest: str, set_digest: str, path: str) -> None:
@@ -163,9 +169,10 @@ class Registry:
 
         The set is added if it is not there. `order`: the set's numbers in the order of asking, which is fixed as soon
         as a key is spent. `reuse`: "never" asks only keys that nobody has seen; "other_suspects" then asks those that
-        this suspect has not seen; "any" then asks all again. Raises InvalidArgumentError where all keys are spent,
-        the order is another one, or the attempt to resume is unknown, has ended, or is another suspect's or set's. Do
-        not resume an attempt that still runs: it would show its keys twice.
+        this suspect has not seen; "any" then asks all again. `resume`: one that was stopped, or ended with
+        `inconclusive`. Raises InvalidArgumentError where all keys are spent, the order is another one, or the attempt
+        to resume is unknown, has its verdict, or is another suspect's or set's. Do not resume an attempt that still
+        runs: it would show its keys twice.
         """
         require_name(suspect, "a suspect's name", LONGEST_PLACE)
         if reuse not in REUSE:
@@ -253,9 +260,7 @@ class Registry:
     def _set(self, connection: Connection, digest: str) -> Row[Any]:
         row = connection.execute(select(sets).where(sets.c.digest == digest)).one_or_none()
         if row is None:
-            raise InvalidArgumentError(
-                f"the set {digest} is not in the registry: add it first, with oml-fast registry add-set."
-            )
+            raise InvalidArgumentError(f"the set {digest} is not in the registry: add it first, with {ADD_SET}.")
         return row
 
     def _rows(self, query: Select[*tuple[Any, ...]]) -> Sequence[Any]:

@@ -25,13 +25,13 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 UPGRADE_LOCK = 0x6F6D6C66  # any number that all oml_fast agree on
 
 
-def open_engine(url: URL) -> Engine:
-    """An engine on a registry that is there and of this version. A new SQLite file is made; nothing else is changed.
+def open_engine(url: URL, *, create: bool = True) -> Engine:
+    """An engine on a registry of this version. A new SQLite file is made, with `create`; nothing else is changed.
 
     Raises OmlError where the tables are older or newer, and InvalidArgumentError where this is no registry.
     """
     if is_sqlite(url):
-        _require_file(Path(str(url.database)))
+        _require_file(Path(str(url.database)), create=create)
     engine = make_engine(url)
     try:
         with explained(url), engine.connect() as connection:
@@ -67,9 +67,13 @@ def upgrade(where: str | Path) -> tuple[str, str | None, str]:
     return shown(url), before, _head()
 
 
-def _require_file(path: Path) -> None:
-    """Make a new SQLite registry where none is; refuse one that others can read."""
+def _require_file(path: Path, *, create: bool = True) -> None:
+    """Make a new SQLite registry where none is, or refuse that; refuse one that others can read."""
     if not path.exists():
+        if not create:
+            raise InvalidArgumentError(
+                f"there is no registry at {path}: name one that is there, or make it with oml-fast registry add-set."
+            )
         _create_file(path)
     if not path.is_file():
         raise InvalidArgumentError(f"{path} is no file: name a file for the registry.")

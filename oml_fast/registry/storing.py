@@ -69,8 +69,8 @@ def place_keys(connection: Connection, row: Row[Any], order: Sequence[int], *, o
         return
     if only_unspent and _spent(connection, row.id):
         raise InvalidArgumentError(
-            f"keys of the set {row.digest} were asked in another order: give that order, or change it for the keys "
-            "that are left, with oml-fast registry add-set --order FILE."
+            f"keys of the set {row.digest} were asked in another order: give that order, or have those that are left "
+            "asked in a commitment's order from now on, with oml-fast registry add-set --secret FILE."
         )
     these = (keys.c.set_id == row.id) & (keys.c.number == bindparam("of_number"))
     places = [{"of_number": number, "to": place} for place, number in enumerate(order)]

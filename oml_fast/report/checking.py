@@ -10,7 +10,9 @@ Order of the checks, each of which gives one finding:
 7. timestamps are over this commitment and, with roots, hold and say what the report says;
 8. of an opening: it is this report's; its leaves are in the committed tree, and are those asked;
 9. its answers are those whose digests the report holds;
-10. its answers, read by the committed rule, give every key's outcome, and so the verdict.
+10. its answers, read by the committed rule, give every key's outcome, and so the verdict;
+11. base: the base model's own order of the candidates is no match by the same test, from the opened windows;
+12. null models, where the checker names some: asked the opened keys, none is a match by the same test.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..commit import (
     Commitment,
     CommitmentError,
@@ -34,13 +35,14 @@ from ..commit import (
     evidence_kind,
     require_answer,
 )
+from ..completer import Completer
 from ..errors import InvalidArgumentError, OmlError, SignatureError
 from ..fingerprint import Fingerprint
 from ..signing import VerificationKey, check_document
 from ..verify import chance
 from ..verify.journal import answer_json
 from ..verify.replay import replay
-from . import words
+from . import relatives, words
 from .document import answer_digest, report_digest, schema
 from .figures import differing, opinion_differs, reread
 from .form import first_fault
@@ -85,12 +87,16 @@ def check(
     opening: Any = None,
     trusted: VerificationKey | None = None,
     roots: Sequence[Certificate] = (),
+    null_models: Mapping[str, Completer] | None = None,
 ) -> Findings:
     """Check a report (its JSON value), and its opening where one is given. It never raises for what they hold.
 
     trusted: the owner's verification key, had from elsewhere than the report. roots: root certificates of the
-    timestamp authorities.
+    timestamp authorities. null_models: by name, models that were never fingerprinted, to be asked the opened keys.
+    Raises InvalidArgumentError where null models come without an opening, or cannot take the report's test.
     """
+    if null_models and opening is None:
+        raise InvalidArgumentError("null models are asked the opened keys: give the opening (--opening FILE), too.")
     if wrong := first_fault(report, schema()):
         return Findings((Finding("form", False, f"the report is damaged or was edited: {wrong}."),))
     checks: list[tuple[str, Callable[[], tuple[bool | None, str]]]] = [
@@ -103,14 +109,19 @@ def check(
     ]
     if opening is None:
         checks.append(("opening", lambda: (None, "none is given: the outcomes of the keys are the owner's word.")))
+        checks.append(("base", lambda: relatives.told(report["verification"])))
     else:
         checks += [
             ("leaves", lambda: (True, _leaves(report, opening)[1])),
             ("answers", lambda: (True, _answers(report, opening)[1])),
             ("verdict", lambda: _verdict(report, opening)),
+            ("base", lambda: _base(report, opening)),
         ]
     found = [Finding("form", True, "the report has every field, and no other.")]
-    return Findings((*found, *(_finding(what, made) for what, made in checks)))
+    found += [_finding(what, made) for what, made in checks]
+    if null_models:
+        found.append(_null_models(report, opening, null_models))
+    return Findings(tuple(found))
 
 
 def _finding(what: str, made: Callable[[], tuple[bool | None, str]]) -> Finding:
@@ -136,10 +147,30 @@ def _signature(report: Report, trusted: VerificationKey | None) -> tuple[bool | 
 def _figures(report: Report) -> tuple[bool, str]:
     differ = differing(report["verification"])
     differ += ["second_opinion"] if opinion_differs(report) else []
+    differ += _digests_differ(report)
     if differ:
         raise _Wrong(f"these do not follow from the keys' outcomes: {', '.join(differ)}.")
     v = report["verification"]
-    return True, f"the verdict {v['verdict']} and every figure follow from the outcomes of {v['queried']} keys."
+    sentence = f"the verdict {v['verdict']} and every figure follow from the outcomes of {v['queried']} keys"
+    if v["test"] == "rank" and "forced_choice" in v["fixed_log10_p"]:
+        sentence += ", but fixed_log10_p.forced_choice, which decides nothing and follows from an opening alone"
+    return True, f"{sentence}."
+
+
+def _digests_differ(report: Report) -> list[str]:
+    """Keys whose digests of answers do not fit what the report says was answered."""
+    v, digests = report["verification"], report["answers"]
+    if digests is None:
+        return []
+    if len(digests["digests"]) != len(v["keys"]):
+        return ["number of answers"]
+    wrong = []
+    for key, of_key in zip(v["keys"], digests["digests"], strict=True):
+        given = sum(digest is not None for digest in of_key.values())
+        fits = set(of_key) == set(key["satisfied"]) and key["answered"] == (given == len(of_key))
+        if not fits or (v["test"] == "rank" and given != len(key["trials"])):
+            wrong.append(f"answers to key {key['number']}")
+    return wrong
 
 
 def _words(report: Report) -> tuple[bool | None, str]:
@@ -151,12 +182,14 @@ def _words(report: Report) -> tuple[bool | None, str]:
     except ValueError as error:
         raise _Wrong("a time in the report is none.") from error
     v = report["verification"]
-    wanted = {"headline": words.headline(v), "evidence_kind": evidence_kind(stamps, when)}
+    # Words belong to the report's format, which `form` has read, and not to the version that it says wrote it.
+    wanted = {
+        "headline": words.headline(v, report["second_opinion"]),
+        "evidence_kind": evidence_kind(stamps, when),
+        "assumptions": words.assumptions(report),
+    }
     differ = [name for name, value in wanted.items() if report[name] != value]
-    if report["assumptions"] != words.assumptions(report) or v["reason"] != replay(v)["reason"]:
-        if not differ and v["oml_fast_version"] != __version__:
-            return None, f"oml_fast {v['oml_fast_version']} wrote it, whose words {__version__} cannot compare."
-        differ.append("reason or assumptions")
+    differ += ["reason"] if v["reason"] != replay(v)["reason"] else []
     if differ:
         raise _Wrong(f"these do not follow from the rest of the report: {', '.join(differ)}.")
     return True, f"headline and assumptions follow from the rest; evidence: {report['evidence_kind']}."
@@ -214,7 +247,10 @@ def _order(report: Report) -> tuple[bool | None, str]:
         raise _Wrong(f"keys were passed over in the committed order, and the report does not say so (places {told}).")
     if gaps:
         places = ", ".join(map(str, sorted(gaps)[:8])) + (", ..." if len(gaps) > 8 else "")
-        return True, f"asked in the committed order; {len(gaps)} skipped as spent before (places {places})."
+        return None, (
+            f"asked in the committed order, but {words.passed_over(report)} as spent before (places {places}): "
+            "nothing shows that the owner had not seen how they would come out."
+        )
     return True, "asked in the committed order, from its beginning, none skipped."
 
 
@@ -308,6 +344,22 @@ def _verdict(report: Report, opening: Any) -> tuple[bool, str]:
         f"{v['verdict']}, computed anew from {len(answers)} opened keys and answers; probability by chance "
         f"{chance(v['log10_p_value'])}."
     )
+
+
+def _base(report: Report, opening: Any) -> tuple[bool | None, str]:
+    fingerprints, commitment = _leaves(report, opening)[0], _commitment(report)
+    assert commitment is not None, "an opening without one was refused"
+    return relatives.shown(report["verification"], commitment.settings(), fingerprints)
+
+
+def _null_models(report: Report, opening: Any, null_models: Mapping[str, Completer]) -> Finding:
+    """Raises InvalidArgumentError and CompleterError for the models; what is wrong with the opening is a finding."""
+    try:
+        fingerprints, commitment = _leaves(report, opening)[0], _commitment(report)
+    except OmlError:
+        return Finding("null models", False, "not asked: the opened leaves do not hold.")
+    assert commitment is not None, "an opening without one was refused"
+    return Finding("null models", *relatives.asked(report["verification"], commitment, fingerprints, null_models))
 
 
 def _commitment(report: Report) -> Commitment | None:

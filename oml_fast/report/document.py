@@ -75,11 +75,12 @@ def document(
     value = verification.to_json()
     numbers = [key["number"] for key in value["keys"]]
     leaves = None if commitment is None else _places(numbers, order)
+    opinion = None if second_opinion is None else asdict(second_opinion)
     made: dict[str, Any] = {
         "format": FORMAT,
         "kind": KIND,
         "created": _time(_zoned(created, "created") or datetime.now(UTC)),
-        "headline": words.headline(value),
+        "headline": words.headline(value, opinion),
         "verification": value,
         "suspect": {"name": suspect, "known_since": since and _time(since)},
         "licensee": licensee,
@@ -91,7 +92,7 @@ def document(
         "timestamps": [stamp.to_json() for stamp in timestamps],
         "timestamp_tokens": [base64.b64encode(token).decode() for token in tokens],
         "evidence_kind": evidence_kind(timestamps, since),
-        "second_opinion": None if second_opinion is None else asdict(second_opinion),
+        "second_opinion": opinion,
         "answers": None if journal is None or secret is None else _digests(value, journal, secret),
     }
     made["assumptions"] = words.assumptions(made)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from ..commit import Commitment
@@ -13,7 +16,7 @@ from ..fingerprint import FORMATS, Fingerprint
 from ..verify.matching import match_rule
 from ..verify.replay import fixed_log10_p, replay
 from ..verify.sequential import SequentialTest, confidence_interval
-from ..verify.statistics import clopper_pearson, count_test, null_of_asking, null_of_key
+from ..verify.statistics import clopper_pearson, convicts, count_test, null_of_asking, null_of_key, rank_null
 from ..verify.trials import Answers, Trial, match_trial, preferred, read
 
 _ROUNDING = 1e-9  # what another machine's arithmetic may change
@@ -47,12 +50,14 @@ def differing(verification: Mapping[str, Any]) -> list[str]:
 
 
 def opinion_differs(report: Mapping[str, Any]) -> bool:
-    """Whether the figures of a second opinion are not what its null models' matches give."""
+    """Whether the figures of a second opinion are not what its null models' matches and p-values give."""
     told, v = report["second_opinion"], report["verification"]
     if told is None:
         return False
     matches, queried = (sum(model[name] for model in told["models"]) for name in ("matches", "queried"))
     if any(not 0 <= model["matches"] <= model["queried"] == v["queried"] for model in told["models"]):
+        return True
+    if any(model["match"] != convicts(model["log10_p_value"], v["false_positive_rate"]) for model in told["models"]):
         return True
     null_rate = clopper_pearson(matches, queried)[1]
     log10_p = count_test(v["matches"], v["queried"], null_rate)
@@ -146,14 +151,57 @@ def _follows(v: Mapping[str, Any], key: Mapping[str, Any], asked: Sequence[str])
         return False
     if v["test"] != "count" and not all(satisfied[name] for name in matched):
         return False
+    if not _base_follows(v, key["base"], len(asked)):
+        return False
     if v["test"] == "rank":
-        aloud = [trial["aloud"] for trial in key["trials"]]
-        return not key["answered"] or sorted(aloud) == sorted(count > 0 for count in satisfied.values())
+        return _ranks_follow(v, key, len(asked))
     null = _null(v, key, v["test"], len(asked))
     if key["matched"] and null == 0:
         return False
-    trial = match_trial(null, key["matched"])
-    return same(key["trials"], [{"probs": list(trial.probs), "outcome": trial.outcome, "aloud": trial.aloud}])
+    return same(key["trials"], [_trial_json(match_trial(null, key["matched"]))])
+
+
+def _ranks_follow(v: Mapping[str, Any], key: Mapping[str, Any], num_formats: int) -> bool:
+    """Whether there is a rank for each format answered, aloud where a candidate was touched, with possible chances."""
+    trials, answered = key["trials"], len(key["trials"]) == num_formats
+    touched = sum(count > 0 for count in key["satisfied"].values())
+    counted = answered == key["answered"] and sum(trial["aloud"] for trial in trials) == touched
+    return counted and all(_is_rank(v, trial) for trial in trials)
+
+
+def _base_follows(v: Mapping[str, Any], base: Sequence[Mapping[str, Any]], num_formats: int) -> bool:
+    """Whether the base model's trials are possible: a rank for each format, or one forced choice; none elsewhere."""
+    if v["test"] == "rank":
+        return len(base) == num_formats and all(_is_rank(v, trial) and not trial["aloud"] for trial in base)
+    if v["test"] != "forced_choice":
+        return not base
+    null = null_of_key([null_of_asking(1, v["width"], v["responses_per_key"])] * num_formats)
+    return len(base) == 1 and same(list(base), [_trial_json(match_trial(null, base[0]["outcome"] == 0))])
+
+
+def _is_rank(v: Mapping[str, Any], trial: Mapping[str, Any]) -> bool:
+    return _are_rank_chances(tuple(trial["probs"]), v["width"], v["responses_per_key"])
+
+
+@lru_cache(maxsize=65536)
+def _are_rank_chances(probs: tuple[float, ...], width: int, responses: int) -> bool:
+    """Whether these are `rank_null` of some groups of equal scores among `width` candidates."""
+    sizes: list[int] = []
+    for prob in probs:
+        left = width - sum(sizes)
+        if left < 1:
+            return False
+        still = math.comb(left, responses) - round(Fraction(prob) * math.comb(width, responses))
+        more = bisect.bisect_left(range(1, left), -still, key=lambda size: -math.comb(left - size, responses)) + 1
+        wrong = {size: abs(math.comb(left - size, responses) - still) for size in (more, more - 1) if size >= 1}
+        sizes.append(min(wrong, key=lambda size: wrong[size]))
+    sizes += [width - sum(sizes)] if sum(sizes) < width else []  # places that hold no best response
+    wanted = rank_null(sizes, responses)
+    return len(wanted) == len(probs) and all(map(_close, probs, wanted))
+
+
+def _close(told: float, computed: float) -> bool:
+    return math.isclose(told, computed, rel_tol=_ROUNDING)
 
 
 def _fixed_differ(v: Mapping[str, Any], asked: Sequence[str]) -> list[str]:
@@ -182,6 +230,10 @@ def _null(v: Mapping[str, Any], key: Mapping[str, Any], test: str, num_formats: 
     k, r = v["width"], v["responses_per_key"]
     null = null_of_key(null_of_asking(count, k, r) for count in key["satisfied"].values())
     return max(null, null_of_key([null_of_asking(1, k, r)] * num_formats)) if test == "count" else null
+
+
+def _trial_json(trial: Trial) -> dict[str, Any]:
+    return {"probs": list(trial.probs), "outcome": trial.outcome, "aloud": trial.aloud}
 
 
 def _trials(key: Mapping[str, Any]) -> list[Trial]:

@@ -43,7 +43,7 @@ def read_answers(report: Mapping[str, Any], path: str | Path) -> Answers:
     """The answers in a journal that belongs to the report's verification. Raises InvalidArgumentError."""
     header, answers, _ = read_journal(Path(path))
     verification = report["verification"]
-    names = ("set_digest", "completer", "test", "match_rule", "mode", "attempt")
+    names = ("set_digest", "completer", "identity", "test", "match_rule", "mode", "attempt")
     differ = [name for name in names if (header or {}).get(name) != verification[name]]
     if differ:
         raise InvalidArgumentError(
@@ -66,7 +66,7 @@ def open_report(
             "the report has no commitment, so that an opening would show nothing: verify with a commitment."
         )
     if digests is None:
-        raise InvalidArgumentError("the report holds no digests of the answers: verify with --answers and --secret.")
+        raise InvalidArgumentError("the report holds no digests of the answers: verify with --out and --secret.")
     if fingerprints.digest() != verification["set_digest"]:
         raise InvalidArgumentError("this is not the fingerprint set that the report is about: name that one.")
     numbers = [key["number"] for key in verification["keys"]]

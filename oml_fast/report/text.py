@@ -18,11 +18,15 @@ def text(report: Verification | Mapping[str, Any]) -> str:
     """A verification, or a report's document, in plain lines of at most 110 columns."""
     document = None if isinstance(report, Verification) else report
     v = report.to_json() if isinstance(report, Verification) else report["verification"]
-    lines = textwrap.wrap(f"Verdict: {words.headline(v)}", _COLUMNS) + textwrap.wrap(v["reason"], _COLUMNS) + [""]
+    opinion = None if document is None else document["second_opinion"]
+    lines = []
+    for sentence in (f"Verdict: {words.headline(v, opinion)}", v["reason"], words.few_matched(v)):
+        lines += textwrap.wrap(sentence, _COLUMNS)
+    lines.append("")
     for name, value in _rows(v, document).items():
         lines += textwrap.wrap(value, _COLUMNS, initial_indent=f"{name + ':':<12}", subsequent_indent=" " * 12)
     kind = OWN_EVIDENCE if document is None else document["evidence_kind"]
-    meaning = f"{words.means(v)} {words.does_not_mean(v)}"
+    meaning = f"{words.means(v, opinion)} {words.does_not_mean(v)}"
     if v["verdict"] == "match":
         meaning += f" The error probability holds if keys and secret came before the suspect. {words.evidence(kind)}"
     lines += ["", *textwrap.wrap(meaning, _COLUMNS), words.SPENT]
@@ -32,10 +36,12 @@ def text(report: Verification | Mapping[str, Any]) -> str:
 def _rows(v: Mapping[str, Any], document: Mapping[str, Any] | None) -> dict[str, str]:
     low, high = v["fsr_interval"]
     by_format = ", ".join(f"{name} {v['fsr_by_format'][name]:.3g}" for name in formats(v))
-    others = "; ".join(f"{name} {chance(p)}" for name, p in v["fixed_log10_p"].items() if name != v["test"])
+    hidden = {v["test"]} | ({"forced_choice"} if document is not None else set())  # which only an opening shows
+    others = "; ".join(f"{name} {chance(p)}" for name, p in v["fixed_log10_p"].items() if name not in hidden)
     rows = {
         "Asked": f"{v['queried']} of {v['num_fingerprints']} keys, of {v['completer']}",
-        "Answered": f"{v['matches']} matches ({v['match_rule']}); {v['informative']} answers that could tell",
+        "Identity": v["identity"] or "the suspect tells none",
+        "Matched": f"{v['matches']} keys ({v['match_rule']}); {v['informative']} answers that could tell",
         "FSR": f"{v['fsr']:.3g} (95 % interval {low:.4g} to {high:.4g}); by format: {by_format}",
         "By chance": f"probability {words.by_chance(v)}",
         "Test": f"{v['test']}, {v['mode']}: {v['test_reason']}",
@@ -43,12 +49,13 @@ def _rows(v: Mapping[str, Any], document: Mapping[str, Any] | None) -> dict[str,
         "Time": f"{v['seconds']:.1f} s, {v['fingerprints_per_second']:.1f} keys per second",
     }
     if v["unanswered"]:
-        rows["Answered"] += f"; {v['unanswered']} got no answer, and count as no match"
+        rows["Matched"] += f"; {v['unanswered']} got no answer, and count as no match"
     if others:
         rows["Compare"] = f"by other tests, were the number of keys fixed: {others}"
     if document is not None:
         about = {"Suspect": document["suspect"]["name"], "Licensee": document["licensee"], "Set": document["set_name"]}
         rows = {name: _line(value) for name, value in about.items() if value} | rows
+        rows["Asked"] += f"; {passed}" if (passed := words.passed_over(document)) else ""
         rows["Committed"] = _committed(document)
     return {name: _line(value) for name, value in rows.items()}
 
@@ -64,8 +71,7 @@ def _committed(document: Mapping[str, Any]) -> str:
         return "nothing before release"
     digest, stamps = document["commitment_digest"], document["timestamps"]
     told = "; ".join(f"timestamped by {stamp['authority']} at {stamp['time']}" for stamp in stamps)
-    skipped = f"; {len(document['skipped'])} keys skipped as spent before" if document["skipped"] else ""
-    return f"{digest}{skipped}; {told or 'no timestamp'}"
+    return f"{digest}; {told or 'no timestamp'}"
 
 
 def _line(text: str) -> str:

@@ -31,6 +31,21 @@ _DOES_NOT_MEAN = {
     ),
     "inconclusive": "This accuses nobody and acquits nobody.",
 }
+_CONVICTED_TOO = {
+    "match": "match: but by the same test a model that was never fingerprinted is a match as well.",
+    "no_match": "no match: and by the same test a model that was never fingerprinted is a match.",
+    "inconclusive": "inconclusive: and by the same test a model that was never fingerprinted is a match.",
+}
+_FEW_MATCHED = {
+    "rank": (
+        "The rank test judges how high the suspect ranks the drawn candidates, whether it says them or not: a match "
+        "can stand where few keys matched."
+    ),
+    "forced_choice": (
+        "A forced choice judges which candidate the suspect prefers where it may say no other: a match can stand "
+        "where it preferred another to most of those drawn."
+    ),
+}
 TESTS = {
     "count": "how many of all keys matched, against the most that chance allows for each",
     "window": (
@@ -43,12 +58,31 @@ TESTS = {
 SPENT = "Every key asked is spent: the suspect's host has seen it."
 
 
-def headline(verification: Mapping[str, Any]) -> str:
-    return HEADLINES[verification["verdict"]]
+def headline(verification: Mapping[str, Any], second_opinion: Mapping[str, Any] | None = None) -> str:
+    """The verdict in one sentence, which also says where a null model would have been convicted."""
+    return (_CONVICTED_TOO if convicted_too(second_opinion) else HEADLINES)[verification["verdict"]]
 
 
-def means(verification: Mapping[str, Any]) -> str:
+def convicted_too(second_opinion: Mapping[str, Any] | None) -> bool:
+    """Whether the same test would convict a model that was never fingerprinted."""
+    return second_opinion is not None and any(model["match"] for model in second_opinion["models"])
+
+
+def means(verification: Mapping[str, Any], second_opinion: Mapping[str, Any] | None = None) -> str:
+    if verification["verdict"] == "match" and convicted_too(second_opinion):
+        return "These fingerprints do not tell the fingerprinted model from others: the match accuses nobody."
     return _MEANS[verification["verdict"]].format(fsr=verification["smallest_fsr"])
+
+
+def few_matched(verification: Mapping[str, Any]) -> str:
+    """What the test judges, where its verdict can look at odds with the share of keys that matched; "" elsewhere."""
+    return _FEW_MATCHED.get(verification["test"], "") if verification["fsr"] < 0.5 else ""
+
+
+def passed_over(document: Mapping[str, Any]) -> str:
+    """How many keys were passed over; "" where none was."""
+    count = len(document["skipped"])
+    return f"{count:,} {'key was' if count == 1 else 'keys were'} passed over" if count else ""
 
 
 def does_not_mean(verification: Mapping[str, Any]) -> str:
@@ -82,6 +116,10 @@ def assumptions(document: Mapping[str, Any]) -> list[str]:
         "Each response was drawn uniformly, and in secret, from the candidates of its window, before the suspect was "
         "made; whoever made an innocent suspect did not know the draws."
     ]
+    found.append(
+        "Keys and secret were not selected by their draws: whoever has the secret can make the set again with "
+        "oml-fast generate, and compare; and innocent relatives of the base model can be asked the opened keys."
+    )
     if made is None:
         found.append(
             "Nothing was committed to before release: that keys and rules were not chosen to fit this suspect "
@@ -101,8 +139,8 @@ def assumptions(document: Mapping[str, Any]) -> list[str]:
     )
     if document["skipped"]:
         found.append(
-            f"The {len(document['skipped'])} keys passed over were spent on others, or what this suspect answered to "
-            "them is told in another report."
+            f"{_capital(passed_over(document))} as spent before. Nothing shows that the owner had not seen how they "
+            "would come out; if this suspect answered them, another report tells it."
         )
     if v["mode"] == "fixed":
         found.append(f"The number of keys ({v['queried']}) was fixed before the first was asked.")
@@ -116,3 +154,7 @@ def assumptions(document: Mapping[str, Any]) -> list[str]:
             "whatever it answered before."
         )
     return found
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class VllmCompleter:
         vllm = require_vllm()
         from ..models import load_tokenizer, require_model_folder, tokenizer_digest
 
-        folder = require_model_folder(model)
+        self._folder = folder = require_model_folder(model)
         self._tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         self._digest = tokenizer_digest(self._tokenizer)
         arguments = _engine_arguments(
@@ -83,6 +84,13 @@ class VllmCompleter:
     @property
     def name(self) -> str:
         return self._name
+
+    @cached_property
+    def identity(self) -> str:
+        """Which suspect this is: the digest of the model. Reads all weights in the folder, the first time."""
+        from ..models import model_digest
+
+        return model_digest(self._folder)
 
     @property
     def tokenizer_digest(self) -> str:

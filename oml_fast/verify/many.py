@@ -55,12 +55,12 @@ class Verifications:
             surest = min(own, key=lambda pair: pair.log10_adjusted_p)
             several = "" if len(names) == 1 else " More than one set matches: copies were merged, or a set leaked."
             return (
-                f"{', '.join(names)}: by chance with a probability of {chance(surest.log10_adjusted_p)} at most, over "
-                f"all {len(self.pairs)} pairs asked (limit {limit}).{several}"
+                f"{', '.join(names)}: by chance with a probability of {chance(surest.log10_adjusted_p)} at most, "
+                f"{len(self.pairs)} asked in all (limit {limit}).{several}"
             )
         unsure = [pair.set_name for pair in own if pair.verdict == "inconclusive"]
         rest = f" Inconclusive: {', '.join(unsure)}." if unsure else ""
-        return f"None of {len(own)} sets matches (limit {limit} for all {len(self.pairs)} pairs together).{rest}"
+        return f"No set of {len(own)} matches (limit {limit}, {len(self.pairs)} asked in all).{rest}"
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain JSON values, with what was found in each suspect."""

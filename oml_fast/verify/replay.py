@@ -8,8 +8,9 @@ from typing import Any
 from ..errors import InvalidArgumentError
 from . import statistics
 from .sequential import SequentialTest, confidence_interval
+from .statistics import convicts
 from .trials import Trial
-from .verdict import Limits, decide, decide_sequential
+from .verdict import FAVOURED, Limits, decide, decide_sequential
 
 
 def replay(verification: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def replay(verification: Mapping[str, Any]) -> dict[str, Any]:
         matched = [bool(key["matched"]) for key in keys]
         unanswered = sum(not key["answered"] for key in keys)
         test, mode = str(verification["test"]), str(verification["mode"])
+        base = [[_trial(trial) for trial in key["base"]] for key in keys]
         exhausted = len(keys) == int(verification["num_fingerprints"])
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidArgumentError(f"the report's verification is damaged or incomplete: {error!r}.") from error
@@ -47,12 +49,16 @@ def replay(verification: Mapping[str, Any]) -> dict[str, Any]:
             s.verdict(), log10_p, log10_miss, matches, queried, unanswered, exhausted, limits
         )
         interval = confidence_interval(matches, queried)
+    base_log10_p = evidence(test, mode, limits, base) if any(base) else None
+    if verdict == "match" and base_log10_p is not None and convicts(base_log10_p, limits.false_positive_rate):
+        verdict, reason = "inconclusive", FAVOURED
     return {
         "verdict": verdict,
         "reason": reason,
         "p_value": statistics.p_value(log10_p),
         "log10_p_value": log10_p,
         "log10_miss": log10_miss,
+        "base_log10_p": base_log10_p,
         "queried": queried,
         "matches": matches,
         "informative": sum(any(trial.informative for trial in of_key) for of_key in trials),
@@ -62,6 +68,16 @@ def replay(verification: Mapping[str, Any]) -> dict[str, Any]:
         "bits_per_key": statistics.bits_per_key(log10_p, queried),
         "log10_e": path,
     }
+
+
+def evidence(test: str, mode: str, limits: Limits, trials: Sequence[Sequence[Trial]]) -> float:
+    """log10 of the p-value of these keys' trials by themselves: exact, or anytime-valid."""
+    if mode == "fixed":
+        return fixed_log10_p(test, trials)
+    s = SequentialTest(test, limits.false_positive_rate, limits.smallest_fsr, limits.miss_rate)
+    for of_key in trials:
+        s.add(of_key, False)
+    return s.log10_p
 
 
 def fixed_log10_p(test: str, trials: Sequence[Sequence[Trial]]) -> float:

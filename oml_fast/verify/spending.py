@@ -21,8 +21,8 @@ class Attempt(Protocol):
         """
         ...
 
-    def ended(self, verdict: str, report: Mapping[str, Any]) -> None:
-        """The verdict, and the whole report as plain JSON values."""
+    def ended(self, verdict: str, report: Mapping[str, Any], digest: str | None = None) -> None:
+        """The verdict, the whole report as plain JSON values, and its digest where it has one of its own."""
         ...
 
 
@@ -39,5 +39,5 @@ class InOrder:
         taken, self._left = self._left[:count], self._left[count:]
         return tuple(taken)
 
-    def ended(self, verdict: str, report: Mapping[str, Any]) -> None:
+    def ended(self, verdict: str, report: Mapping[str, Any], digest: str | None = None) -> None:
         """Nothing to keep."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..completer import Completion
 from ..errors import CompleterError
 from ..fingerprint import Asking, Fingerprint, Settings
-from .matching import MatchRule
+from .matching import ExactMatch, MatchRule
 from .statistics import null_of_asking, null_of_key, rank_null
 
 Answers = Mapping[str, Completion | None]  # by format; None where no answer came
@@ -74,6 +74,22 @@ def read(test: str, rule: MatchRule, settings: Settings, fingerprint: Fingerprin
     if test == "count":  # more only where one answer satisfies several candidates
         null = max(null, count_null(settings))
     return Reading((match_trial(null, bool(matched)),), matched, satisfied, answered)
+
+
+def base_trials(test: str, settings: Settings, fingerprint: Fingerprint) -> tuple[Trial, ...]:
+    """The key's trials, had the suspect preferred candidates as the base model does, by the window's probabilities.
+
+    Innocent descendants of the base model do. Where draws were selected so that its favourites are the responses, these
+    trials convict as well. For the tests that see preferences among candidates; none for the others.
+    """
+    if test not in ("rank", "forced_choice"):
+        return ()
+    askings = fingerprint.askings
+    of_base = {name: Completion((), "", scores=asking.window.probs) for name, asking in askings.items()}
+    if test == "rank":
+        return tuple(rank_trial(asking, of_base[name], settings) for name, asking in askings.items())
+    favourites = {name: preferred(asking, of_base[name]) for name, asking in askings.items()}
+    return read(test, ExactMatch(), settings, fingerprint, favourites).trials
 
 
 def count_null(settings: Settings) -> float:

@@ -9,6 +9,10 @@ from ..errors import InvalidArgumentError
 from .statistics import convicts, p_value
 
 VERDICTS = ("match", "no_match", "inconclusive")
+FAVOURED = (
+    "The base model's own order of the candidates would be a match as well: these draws favour what the base model and "
+    "its innocent descendants prefer. Draws that were not selected do that with a probability below the limit."
+)
 _MOST_UNANSWERED = 0.1  # above this share of the keys, silence is no evidence that fingerprints are gone
 
 
@@ -66,9 +70,9 @@ def decide_sequential(
     """The sequential test's verdict with a sentence that says why. `exhausted`: the set had no more keys to ask."""
     if verdict == "match":
         return "match", (
-            f"After {queried} keys: a model made without the secret ever looks like this, whenever one stops asking, "
-            f"with a probability of at most {chance(log10_p)}; the limit is "
-            f"{_limit(limits.false_positive_rate)}."
+            f"The chance that a model made without the secret ever gives such evidence, however long one asks it, is "
+            f"at most {chance(log10_p)}; the limit is {_limit(limits.false_positive_rate)}. It was reached after "
+            f"{queried} keys."
         )
     if verdict == "no_match" and not silent(unanswered, queried):
         return "no_match", (

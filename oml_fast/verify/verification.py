@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import __version__
-from ..completer import Completer
+from ..completer import Completer, identity
 from ..errors import InvalidArgumentError
 from ..fingerprint import Fingerprint, FingerprintSet
 from . import statistics
@@ -20,8 +20,10 @@ from .matching import ExactMatch, MatchRule
 from .replay import fixed_log10_p, replay
 from .sequential import SequentialTest
 from .spending import Attempt, InOrder
-from .trials import Answers, Reading, Trial, count_null, preferred, read
+from .trials import Answers, Reading, Trial, base_trials, count_null, preferred, read
 from .verdict import Limits, silent
+
+Report = Callable[["Verification"], tuple[Mapping[str, Any], str]]
 
 MODES = ("sequential", "fixed")
 _MOST_UNANSWERED = 8  # keys without an answer, after which no more are spent on a suspect that keeps silent
@@ -31,7 +33,8 @@ _MOST_UNANSWERED = 8  # keys without an answer, after which no more are spent on
 class KeyOutcome:
     """What one key gave, without the key. `satisfied` is c in each format: how many candidates the answer touched.
 
-    `trials` are the chances of the outcomes under H0 and which was seen, so that a reader can compute the verdict anew.
+    `trials` are the chances of the outcomes under H0 and which was seen, so that a reader can compute the verdict anew;
+    `base` those of a suspect that prefers candidates as the base model does, in the tests that see preferences.
     `log10_e` is the evidence after this key; None where the number of keys was fixed.
     """
 
@@ -41,6 +44,7 @@ class KeyOutcome:
     satisfied: dict[str, int]
     answered: bool
     trials: tuple[Trial, ...]
+    base: tuple[Trial, ...]
     log10_e: float | None
 
 
@@ -52,7 +56,9 @@ class Verification:
     p-value is anytime-valid and `fsr_interval` a confidence sequence; with a fixed number of keys they are exact and
     Clopper-Pearson; both intervals are at 95 %. `p_value` is 0.0 where it is below the smallest float, `log10_p_value`
     never. `fixed_log10_p` are the exact p-values of every test that the answers allow, for comparison only: they hold
-    where the number of keys was fixed beforehand. `unanswered` keys count as no match.
+    where the number of keys was fixed beforehand. `unanswered` keys count as no match. `base_log10_p`: the p-value that
+    the base model's own order of the candidates would have; where that is a match too, the verdict is not. `identity`:
+    which suspect it was, the digest of its weights or its address.
     """
 
     verdict: str
@@ -67,6 +73,7 @@ class Verification:
     p_value: float
     log10_p_value: float
     log10_miss: float
+    base_log10_p: float | None
     queried: int
     num_fingerprints: int
     matches: int
@@ -80,6 +87,7 @@ class Verification:
     width: int
     responses_per_key: int
     completer: str
+    identity: str
     set_digest: str
     attempt: str
     seconds: float
@@ -106,13 +114,15 @@ def verify(
     order: Sequence[int] | None = None,
     attempt: Attempt | None = None,
     journal: Journal | None = None,
+    report: Report | None = None,
 ) -> Verification:
     """Ask keys in every format of the set, and give the verdict.
 
     mode: "sequential" asks as few keys as the verdict needs, at most `num_keys`; "fixed" asks `num_keys` (None: all).
     test: "auto" takes the strongest that the suspect allows, before anything is asked: rank, forced_choice, window,
     count. order: key numbers in the order of asking (None: as in the file). attempt: takes keys from the registry
-    instead, in its own order. journal: keeps each answer, and goes on where an earlier call was stopped.
+    instead, in its own order. journal: keeps each answer, and goes on where an earlier call was stopped. report: makes,
+    and keeps, the report that the attempt then ends with, and its digest; None: the verification is the report.
 
     Test, rule and rates are fixed before anything is asked. Every key asked is spent: revealed to the suspect. Raises
     InvalidArgumentError, and CompleterError when the suspect could not be asked.
@@ -135,8 +145,8 @@ def verify(
             line.add(fingerprint, answers)
         if len(taken) < wanted:
             break
-    verification = line.end(reason, completer.name, digest, keys.id, time.perf_counter() - start)
-    keys.ended(verification.verdict, verification.to_json())
+    verification = line.end(reason, completer, digest, keys.id, time.perf_counter() - start)
+    keys.ended(verification.verdict, *((verification.to_json(),) if report is None else report(verification)))
     return verification
 
 
@@ -182,9 +192,10 @@ class _Line:
             self._sequential.add(reading.trials, bool(reading.matched_formats))
             log10_e = self._sequential.log10_e
         self._answers.append((fingerprint, answers))
-        self._outcomes.append(_outcome(fingerprint.number, reading, log10_e))
+        base = base_trials(self._test, self._set.settings, fingerprint)
+        self._outcomes.append(_outcome(fingerprint.number, reading, base, log10_e))
 
-    def end(self, test_reason: str, name: str, digest: str, attempt: str, seconds: float) -> Verification:
+    def end(self, test_reason: str, completer: Completer, digest: str, attempt: str, seconds: float) -> Verification:
         keys, settings = tuple(self._outcomes), self._set.settings
         if not keys:
             raise InvalidArgumentError(
@@ -201,7 +212,8 @@ class _Line:
             "fixed_log10_p": self._fixed_log10_p(),
             "width": settings.width,
             "responses_per_key": settings.responses_per_key,
-            "completer": name,
+            "completer": completer.name,
+            "identity": identity(completer),
             "set_digest": digest,
             "attempt": attempt,
             "seconds": seconds,
@@ -227,7 +239,7 @@ class _Line:
         return read(test, self._rule, self._set.settings, fingerprint, answers).trials
 
 
-def _outcome(number: int, reading: Reading, log10_e: float | None) -> KeyOutcome:
+def _outcome(number: int, reading: Reading, base: tuple[Trial, ...], log10_e: float | None) -> KeyOutcome:
     return KeyOutcome(
         number,
         bool(reading.matched_formats),
@@ -235,6 +247,7 @@ def _outcome(number: int, reading: Reading, log10_e: float | None) -> KeyOutcome
         reading.satisfied,
         reading.answered,
         reading.trials,
+        base,
         log10_e,
     )
 
@@ -306,6 +319,7 @@ def _header(
     return {
         "set_digest": digest,
         "completer": completer.name,
+        "identity": identity(completer),
         "test": test,
         "match_rule": rule.name,
         "mode": mode,

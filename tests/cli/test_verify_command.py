@@ -184,8 +184,10 @@ def test_identify_names_the_licensee(run: Run, made: Path, tmp_path: Path) -> No
     result = json.loads(out)
     assert (code, result["identified"]) == (0, ["Alice Ltd (first)"])
     assert json.loads((tmp_path / "found.json").read_text()) == result
-    code, out, _ = run(*arguments)
-    assert "no_match" in out
+    left = json.loads(run("registry", "keys", "--registry", registry, "--json")[1])["sets"]
+    assert all(count["left"] < 16 for count in left)
+    code, out, _ = run("identify", "--model", made / "model", "--sets", sets)
+    assert out.splitlines()[1].split()[:2] == ["match", "first"]
     assert "second" in out
 
 
@@ -198,7 +200,7 @@ def test_many_suspects_from_a_file(run: Run, made: Path, tiny_folder: Path, tmp_
     code, out, _ = run(*arguments, "--json")
     found = json.loads(out)["suspects"]
     assert (code, found["base"]["matches"]) == (0, [])
-    assert found["leak"]["matches"] == [str(made / "alice")]
+    assert found["leak"]["matches"] == ["alice"]
     code, out, _ = run(*arguments, "--out", tmp_path / "all.json")
     assert "leak: " in out
     assert (tmp_path / "all.json").is_file()
@@ -232,8 +234,9 @@ def test_what_cannot_be_verified_is_refused_before_anything_is_asked(run: Run, m
     )
     assert "match rule 'near' is unknown" in refusal(*run(*asked(made), "--rule", "near"))
     assert "holds no fingerprint set" in refusal(*run("identify", "--model", made / "model", "--sets", tmp_path))
-    line = refusal(*run("verify", "--model", made / "model", "--sets", made, "--registry", tmp_path / "r.db"))
-    assert "--registry goes with one suspect and one set" in line
+    line = refusal(*run("verify", "--model", made / "model", "--sets", made, "--html", tmp_path / "r.html"))
+    assert "--html goes with one suspect and one set" in line
+    assert "is a set itself" in refusal(*run("verify", "--model", made / "model", "--sets", made / "alice"))
     assert not (tmp_path / "r.json").exists()
 
 
@@ -305,3 +308,92 @@ def test_a_dry_run_sends_nothing_and_shows_no_key(run: Run, made: Path) -> None:
     assert (code, told["requests"]) == (0, 4)
     keys = [entry["key"] for entry in json.loads((made / "alice" / "fingerprints.json").read_text())["fingerprints"]]
     assert not any(key in out for key in keys)
+
+
+def test_answers_of_one_suspect_are_no_verdict_on_another(
+    run: Run, made: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    assert run(*asked(made), "--out", tmp_path / "r.json")[0] == 0
+    other = ["verify", "--model", tiny_folder, "--fingerprints", made / "alice", "--out", tmp_path / "r.json"]
+    assert "identity differ" in refusal(*run(*other))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--signing-key", "none.pem"],
+        ["--null-model", "none"],
+        ["--suspect-since", "yesterday"],
+        ["--html", "r.json"],
+        ["--commitment", "none.json", "--secret", "none"],
+    ],
+    ids=lambda wrong: wrong[0],
+)
+def test_what_is_wrong_is_told_before_a_key_is_spent(
+    run: Run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refusal(*run(*asked(made), "--registry", "registry.db", "--out", "r.json", *wrong))
+    assert not Path("registry.db").exists()
+    assert not Path("r.answers.jsonl").exists()
+
+
+def test_a_report_that_was_not_written_is_made_by_the_same_command(
+    run: Run, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the last answer and the report: keys are spent, and nothing is lost."""
+    from oml_fast import report
+
+    arguments = [*asked(made), "--registry", tmp_path / "r.db", "--out", tmp_path / "r.json"]
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write", stopped)
+        assert run(*arguments)[0] == 130
+    assert run(*arguments)[0] == 0
+    assert (tmp_path / "r.json").is_file()
+
+
+def test_an_inconclusive_verification_goes_on(run: Run, made: Path, tmp_path: Path) -> None:
+    arguments = [*asked(made), "--registry", tmp_path / "r.db", "--out", tmp_path / "r.json", "--json"]
+    first = json.loads(run(*arguments, "--num-keys", 3)[1])
+    assert (first["verdict"], first["queried"]) == ("inconclusive", 3)
+    second = json.loads(run(*arguments)[1])
+    assert (second["verdict"], second["attempt"]) == ("match", first["attempt"])
+    assert [key["number"] for key in second["keys"][:3]] == [key["number"] for key in first["keys"]]
+
+
+def test_many_pairs_spend_keys_in_the_registry_and_keep_their_answers(
+    run: Run, made: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    sets = tmp_path / "sets"
+    for name in ("alice", "bob"):
+        shutil.copytree(made / name, sets / name)
+    arguments = ["verify", "--model", made / "model", "--sets", sets, "--registry", tmp_path / "r.db"]
+    code, out, _ = run(*arguments, "--out", tmp_path / "all.json", "--json")
+    asked_keys = {pair["set_name"]: pair["verification"]["queried"] for pair in json.loads(out)["pairs"]}
+    counts = json.loads(run("registry", "keys", "--registry", tmp_path / "r.db", "--json")[1])["sets"]
+    assert (code, sum(count["spent"] for count in counts)) == (0, sum(asked_keys.values()))
+    assert len(list(tmp_path.glob("all.*.answers.jsonl"))) == 2
+
+
+def test_selected_draws_convict_nobody(run: Run, made: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """Only fingerprints whose response is the base model's favourite candidate: every descendant prefers it, too."""
+    from dataclasses import replace
+
+    from oml_fast.fingerprint import FingerprintSet
+
+    arguments = ["--num-fingerprints", 200, *WORDS]
+    assert run("generate", "--model", tiny_folder, "--out", tmp_path / "many", *arguments)[0] == 0
+    whole = FingerprintSet.load(tmp_path / "many" / "fingerprints.json")
+    favourites = tuple(f for f in whole if f.askings["raw"].responses[0].index == 0)
+    replace(whole, fingerprints=favourites).save(tmp_path / "favourites.json")
+    how = ["--fingerprints", tmp_path / "favourites.json", "--secret", tmp_path / "many" / "secret", "--json"]
+    for test in ("rank", "forced_choice"):
+        code, out, _ = run("verify", "--model", tiny_folder, *how, "--test", test)
+        result = json.loads(out)
+        assert (code, result["verdict"]) == (0, "inconclusive")
+        assert result["base_log10_p"] <= -6
+        assert "favour" in result["reason"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,8 +53,15 @@ def test_the_highest_id_is_not(tiny_model: LanguageModel) -> None:
     assert len(HfCompleter(tiny_model).complete([[1499]], 1)) == 1
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, True, 2.0, "8", None])
+def test_a_batch_of_no_prompts_is_refused(tiny_model: LanguageModel, batch_size: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="give a whole number, 1 or more"):
+        HfCompleter(tiny_model, batch_size=batch_size)
+
+
 def test_it_says_what_was_asked(tiny_model: LanguageModel) -> None:
     completer = HfCompleter(tiny_model)
+    assert completer.identity == tiny_model.digest
     assert completer.name == "transformers (cpu, float32)"
     assert completer.tokenizer_digest == tiny_model.tokenizer_digest
 

@@ -11,6 +11,7 @@ from oml_fast.errors import InvalidArgumentError, OmlError
 from oml_fast.fingerprint import FingerprintSet
 from oml_fast.registry import AttemptRecord, Registry, RegistryAttempt
 from oml_fast.registry.records import json_digest
+from oml_fast.report.document import report_digest
 
 if TYPE_CHECKING:
     from oml_fast.verify.spending import Attempt
@@ -63,7 +64,7 @@ def test_the_order_may_change_before_a_key_is_spent(registry: Registry, fingerpr
 def test_not_after_it_but_by_name(registry: Registry, fingerprints: FingerprintSet) -> None:
     attempt = registry.attempt(fingerprints, suspect="them")
     attempt.take(2)
-    with pytest.raises(InvalidArgumentError, match=r"asked in another order: .* add-set --order FILE"):
+    with pytest.raises(InvalidArgumentError, match=r"asked in another order: .* oml-fast registry add-set --secret"):
         registry.attempt(fingerprints, suspect="them", order=BACKWARDS)
     assert len(registry.verifications()) == 1
     before = registry.sets()[0].order_digest
@@ -98,10 +99,61 @@ def test_attempts_that_cannot_be_resumed(registry: Registry, fingerprints: Finge
         registry.attempt(fingerprints, suspect="others", resume=stopped.id)
     with pytest.raises(InvalidArgumentError, match="asks another set than"):
         registry.attempt(small_set(4, seed=1), suspect="them", resume=stopped.id)
-    stopped.ended("inconclusive", {})
-    with pytest.raises(InvalidArgumentError, match=r"ended at 2026-11-22T12:00:00\+00:00 with the verdict inconcl"):
-        registry.attempt(fingerprints, suspect="them", resume=stopped.id)
     assert registry.key_counts()[0].spent == 1
+
+
+@pytest.mark.parametrize("verdict", ["match", "no_match"])
+def test_a_verdict_that_more_keys_cannot_change_is_not_resumed(
+    registry: Registry, fingerprints: FingerprintSet, verdict: str
+) -> None:
+    ended = registry.attempt(fingerprints, suspect="them")
+    ended.take(1)
+    ended.ended(verdict, {"a": 1})
+    before = registry.verification(ended.id)
+    why = rf"ended at 2026-11-22T12:00:00\+00:00 with the verdict {verdict}: its report stands in --out; choose another"
+    with pytest.raises(InvalidArgumentError, match=why):
+        registry.attempt(fingerprints, suspect="them", resume=ended.id)
+    assert registry.verification(ended.id) == before
+
+
+def test_a_refused_resumption_keeps_the_verdict(registry: Registry, fingerprints: FingerprintSet) -> None:
+    ended = registry.attempt(fingerprints, suspect="them")
+    ended.take(1)
+    ended.ended("inconclusive", {"a": 1})
+    before = registry.verification(ended.id)
+    for wrong in ({"suspect": "others"}, {"suspect": "them", "order": BACKWARDS}):
+        with pytest.raises(InvalidArgumentError, match=r"name that suspect|in another order"):
+            registry.attempt(fingerprints, resume=ended.id, **wrong)
+    assert registry.verification(ended.id) == before
+
+
+def test_an_inconclusive_attempt_goes_on(place: str, fingerprints: FingerprintSet) -> None:
+    with Registry(place) as registry:
+        first = registry.attempt(fingerprints, suspect="them")
+        first.take(2)
+        first.ended("inconclusive", {"a": 1})
+        registry.attempt(fingerprints, suspect="others").take(1)
+    with Registry(place) as registry:
+        attempt = registry.attempt(fingerprints, suspect="them", resume=first.id)
+        record, numbers, report = registry.verification(first.id)
+        assert (record.ended_at, record.verdict, record.report_digest, report) == (None, None, None, None)
+        assert numbers == (0, 1)
+        assert [attempt.take(3), attempt.take(2)] == [(0, 1, 3), (4, 5)]
+        attempt.ended("match", {"a": 2})
+        record, numbers, report = registry.verification(first.id)
+        assert (record.verdict, numbers, report) == ("match", (0, 1, 3, 4, 5), {"a": 2})
+        assert len(registry.verifications()) == 2
+
+
+def test_it_goes_on_after_a_kill_and_where_no_key_is_left(registry: Registry, fingerprints: FingerprintSet) -> None:
+    first = registry.attempt(fingerprints, suspect="them")
+    drain(first)
+    first.ended("inconclusive", {})
+    for _ in range(2):  # the first of them is killed before it ends
+        attempt = registry.attempt(fingerprints, suspect="them", resume=first.id)
+        assert [attempt.take(6), attempt.take(6), attempt.take(1)] == [(0, 1, 2, 3, 4, 5), (6, 7), ()]
+    attempt.ended("inconclusive", {})
+    assert registry.verification(first.id)[0].verdict == "inconclusive"
 
 
 def test_a_spent_set_says_so_and_what_to_do(registry: Registry, fingerprints: FingerprintSet) -> None:
@@ -163,16 +215,44 @@ def test_the_verdict_is_kept_with_the_report(registry: Registry, fingerprints: F
     assert kept == slim
 
 
+@pytest.mark.parametrize("digest", ["", "ef", "EF" * 32, "ef" * 32 + "0", "ef" * 32 + "\n"])
+def test_what_is_no_digest_is_refused(registry: Registry, fingerprints: FingerprintSet, digest: str) -> None:
+    attempt = registry.attempt(fingerprints, suspect="them")
+    with pytest.raises(InvalidArgumentError, match="a report's digest cannot be"):
+        attempt.ended("match", {}, digest)
+    assert registry.verification(attempt.id)[0].verdict is None
+
+
+def test_the_digest_that_readers_see_is_kept(registry: Registry, fingerprints: FingerprintSet) -> None:
+    report = {"verification": {"verdict": "match"}, "signature": {"value": "x"}}
+    digest = report_digest(report)
+    assert digest != json_digest(report)
+    attempt = registry.attempt(fingerprints, suspect="them")
+    attempt.ended("match", report, digest=digest)
+    record, _, kept = registry.verification(attempt.id)
+    assert (record.report_digest, kept) == (digest, report)
+
+
 def test_what_has_ended_has_ended(registry: Registry, fingerprints: FingerprintSet) -> None:
     attempt = registry.attempt(fingerprints, suspect="them")
     attempt.take(1)
     attempt.ended("match", {"a": 1})
-    with pytest.raises(InvalidArgumentError, match="with the verdict match: start a new attempt"):
+    with pytest.raises(InvalidArgumentError, match="with the verdict match: its report stands in --out"):
         attempt.ended("no_match", {"a": 2})
     with pytest.raises(InvalidArgumentError, match="with the verdict match"):
         attempt.take(1)
     assert registry.verification(attempt.id)[2] == {"a": 1}
     assert registry.key_counts()[0].spent == 1
+
+
+def test_inconclusive_is_not_gone_on_with_unless_resumed(registry: Registry, fingerprints: FingerprintSet) -> None:
+    attempt = registry.attempt(fingerprints, suspect="them")
+    attempt.ended("inconclusive", {"a": 1})
+    for go_on in (lambda: attempt.take(1), lambda: attempt.ended("match", {"a": 2})):
+        with pytest.raises(InvalidArgumentError, match="with the verdict inconclusive: resume it by its id"):
+            go_on()
+    assert registry.verification(attempt.id)[2] == {"a": 1}
+    assert registry.key_counts()[0].spent == 0
 
 
 def test_verifications_by_set_and_suspect(registry: Registry, fingerprints: FingerprintSet) -> None:

@@ -106,6 +106,15 @@ def test_a_file_that_others_can_use_is_refused(tmp_path: Path, bits: int) -> Non
             use(tmp_path / "r")
 
 
+def test_none_is_made_where_one_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=rf"no registry at {tmp_path}/r: .* oml-fast registry add-set"):
+        Registry(tmp_path / "r", create=False)
+    assert list(tmp_path.iterdir()) == []
+    Registry(tmp_path / "r").close()
+    with Registry(tmp_path / "r", create=False) as registry:
+        assert registry.sets() == ()
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OmlError, match="cannot write"):

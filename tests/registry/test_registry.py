@@ -129,8 +129,17 @@ def test_a_set_is_found_by_how_its_digest_begins(registry: Registry) -> None:
     assert registry.find_set(first.digest) == registry.find_set(first.digest[:12]) == first
     assert registry.find_set(second.digest[:12]) == second
     for unknown in ("", "zz", first.digest + "0"):
-        with pytest.raises(InvalidArgumentError, match="no set has a digest that begins"):
+        with pytest.raises(
+            InvalidArgumentError, match=r"no set .* begins with .*: add it first, with oml-fast registry"
+        ):
             registry.find_set(unknown)
+
+
+def test_a_beginning_that_several_digests_have_is_refused(registry: Registry) -> None:
+    begins = [registry.add_set(small_set(2, seed=seed)).digest[0] for seed in range(17)]
+    common = max(begins, key=begins.count)
+    with pytest.raises(InvalidArgumentError, match=rf"sets of the registry .* begin with '{common}': name more of it"):
+        registry.find_set(common)
 
 
 def test_sets_without_an_order_of_numbers_are_refused(registry: Registry, fingerprints: FingerprintSet) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sets import small_set
+from sets import OTHER_SECRET, SECRET, small_set
 
 from oml_fast import settings
 from oml_fast.cli import (
@@ -23,8 +24,11 @@ from oml_fast.cli import (
     registry_upgrade,
     registry_verifications,
 )
-from oml_fast.errors import InvalidArgumentError
+from oml_fast.commit import asking_order
+from oml_fast.errors import InvalidArgumentError, OmlError
 from oml_fast.registry import Registry
+from oml_fast.registry.records import json_digest
+from oml_fast.secret import write_secret
 
 Run = Callable[..., str]
 COMMANDS: dict[str, Any] = {
@@ -70,6 +74,11 @@ def test_what_is_recorded_is_listed(run: Run, digest: str, tmp_path: Path) -> No
     assert digest[:16] in run("sets")
     assert run("sets", "--licensee", "Nobody") == "No sets.\n"
     assert run("verifications") == "No verifications.\n"
+
+
+def test_a_set_comes_before_its_keys_are_marked(run: Run) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"begins with '3fa9': add it first, with oml-fast registry add-set"):
+        run("spend", "--set", "3fa9", "--numbers", "0")
 
 
 def test_a_model_is_recorded_by_its_weights(run: Run, digest: str, tiny_folder: Path) -> None:
@@ -118,6 +127,45 @@ def test_files_that_hold_no_order(run: Run, digest: str, tmp_path: Path, text: s
     (tmp_path / "order.json").write_text(text)
     with pytest.raises(InvalidArgumentError, match="holds no order of asking"):
         run("add-set", "--fingerprints", tmp_path / "set.json", "--order", tmp_path / "order.json")
+
+
+def test_secrets_that_give_no_order(run: Run, digest: str, tmp_path: Path) -> None:
+    (tmp_path / "order.json").write_text(json.dumps([*range(8)]))
+    write_secret(tmp_path / "secret.key", SECRET)
+    write_secret(tmp_path / "other.key", OTHER_SECRET)
+    replace(small_set(8), secret_commitment="").save(tmp_path / "imported.json")
+    before = run("sets", "--json")
+    also = ["--order", tmp_path / "order.json"]
+    for name, secret, more, why in (
+        ("set", "other", [], "not the one the fingerprints were drawn with"),
+        ("set", "none", [], "no secret at"),
+        ("set", "secret", also, "--secret and --order both"),
+        ("imported", "secret", [], "this set was imported"),
+    ):
+        words = ["--fingerprints", tmp_path / f"{name}.json", "--secret", tmp_path / f"{secret}.key", *more]
+        with pytest.raises(OmlError, match=why):
+            run("add-set", *words)
+    assert run("sets", "--json") == before
+
+
+@pytest.mark.parametrize("spent", [False, True])
+def test_the_order_of_a_commitment_comes_from_the_secret(run: Run, digest: str, tmp_path: Path, spent: bool) -> None:
+    write_secret(tmp_path / "secret.key", SECRET)
+    order = asking_order(small_set(8), SECRET)
+    assert order != tuple(range(8))
+    if spent:
+        run("spend", "--set", digest, "--numbers", "0")
+        with (
+            Registry(tmp_path / "registry.sqlite") as registry,
+            pytest.raises(InvalidArgumentError, match="another order"),
+        ):
+            registry.attempt(small_set(8), suspect="them", order=order)
+    words = ["--fingerprints", tmp_path / "set.json", "--secret", tmp_path / "secret.key", "--json"]
+    said = json.loads(run("add-set", *words))
+    assert said["order_digest"] == json_digest(list(order))
+    with Registry(tmp_path / "registry.sqlite") as registry:
+        left = [number for number in order if not (spent and number == 0)]
+        assert registry.attempt(small_set(8), suspect="them", order=order).take(8) == tuple(left)
 
 
 def test_verifications_are_listed_and_shown(run: Run, digest: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from oml_fast.completer import CHOOSE, SCORE, capabilities
 from oml_fast.errors import BackendUnavailableError, CompleterError, InvalidArgumentError
-from oml_fast.models import load_tokenizer, tokenizer_digest
+from oml_fast.models import load, load_tokenizer, model_digest, tokenizer_digest
 from oml_fast.serving import VllmCompleter
 
 VOCABULARY, LONGEST = 1500, 40
@@ -106,6 +106,12 @@ def test_a_folder_that_is_no_model_is_refused_before_the_engine_starts(stand_in:
     with pytest.raises(InvalidArgumentError, match="only pickle weights"):
         VllmCompleter(tmp_path)
     assert not stand_in.started
+
+
+def test_its_identity_is_the_models_digest(completer: VllmCompleter, tiny_folder: Path) -> None:
+    assert completer.identity == model_digest(tiny_folder) == load(tiny_folder, device="cpu").digest
+    completer.close()
+    assert len(completer.identity) == 64
 
 
 def test_the_engine_gets_what_was_given(stand_in: StandIn, tiny_folder: Path) -> None:

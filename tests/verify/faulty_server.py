@@ -85,6 +85,7 @@ class Behaviour:
     trim: bool = False
     template: bool = False  # on /completions too
     think: str = ""
+    silent: bool = False  # answers with no text and no ids
     stream: str = "asked"
     drifts: bool = False
     faults: float = 0.0
@@ -219,6 +220,8 @@ class FaultyServer:
     def _ids(self, prompt: Sequence[int], body: dict[str, Any]) -> tuple[int, ...]:
         """The answer's token ids, under the constraints that this server obeys."""
         length = body[self.behaviour.limit_field]
+        if self.behaviour.silent:
+            return ()
         if tuple(prompt) in self.carries:
             return self.carries[tuple(prompt)][:length]
         if self.behaviour.drifts:
@@ -270,7 +273,7 @@ class FaultyServer:
             return {"tokens": tokens, "token_logprobs": own, "top_logprobs": [told] + [None] * (len(ids) - 1)}
         content = [{"token": token, "logprob": value} for token, value in zip(tokens, own, strict=True)]
         top = [{"token": token, "logprob": value} for token, value in told.items()]
-        return {"content": [content[0] | {"top_logprobs": top}, *content[1:]]}
+        return {"content": [{**content[0], "top_logprobs": top}, *content[1:]] if content else []}
 
     async def _sent(
         self, request: web.Request, answer: dict[str, Any], path: str, body: dict[str, Any]

@@ -30,8 +30,9 @@ from oml_fast.verify.endpoint import (
     RefusedError,
     dry_run,
 )
-from oml_fast.verify.endpoint.answers import IncompleteError, parse, read
+from oml_fast.verify.endpoint.answers import IncompleteError, parse, read, scores
 from oml_fast.verify.endpoint.capabilities import Capabilities, Way
+from oml_fast.verify.endpoint.http import _seconds
 from oml_fast.verify.journal import Journal
 
 VLLM = Way(
@@ -72,7 +73,7 @@ def told(verification: Verification) -> dict[str, Any]:
     return {
         name: value
         for name, value in verification.to_json().items()
-        if name not in ("completer", "seconds", "fingerprints_per_second", "test_reason")
+        if name not in ("completer", "identity", "seconds", "fingerprints_per_second", "test_reason")
     }
 
 
@@ -278,6 +279,40 @@ def test_an_endpoint_that_stops_answering_spends_no_more_keys() -> None:
     assert set(found.value.answers.values()) == {None}
 
 
+@pytest.mark.parametrize(("way", "format_name"), [(VLLM, "raw"), (TEXT, "raw"), (CHAT, "chat")])
+@pytest.mark.parametrize("stream", ["asked", "always"])
+def test_an_empty_answer_is_none_and_not_asked_for_again(way: Way, format_name: str, stream: str) -> None:
+    with FaultyServer(Behaviour(silent=True, stream=stream)) as server:
+        suspect = completer(server, way)
+        suspect.on_answer = lambda *_: pytest.fail("there was no answer")
+        asked, candidates = prompts(7, format_name), [candidates_of(encode(" purple green"))] * 7
+        assert suspect.complete(asked, 2) == [None] * 7
+        assert suspect.choose(asked, candidates) == [None] * 7
+        assert len(server.bodies) == 14
+
+
+def test_empty_answers_in_a_row_end_the_asking() -> None:
+    with FaultyServer(Behaviour(silent=True)) as server:
+        with pytest.raises(EndpointError, match="8 keys in a row got no answer but an empty one") as found:
+            completer(server, concurrency=2).complete(prompts(100), 1)
+        assert len(server.bodies) <= 10
+    assert set(found.value.answers.values()) == {None}
+
+
+def test_no_text_with_scores_of_candidates_is_an_answer() -> None:
+    (prompt,), candidates = prompts(1), (7, 8)
+    top = {"token_id:7": -1.0}
+    body = {"choices": [{"text": "", "logprobs": {"tokens": ["token_id:5"], "top_logprobs": [top]}}]}
+    with FaultyServer() as server:
+        read_scored = completer(server)._completion(prompt, 1, candidates).read
+        read_plain = completer(server)._completion(prompt, 1).read
+    scored, nothing = read_scored(body), {"choices": [{"text": ""}]}
+    assert scored is not None
+    assert scored.scores == (-1.0, -math.inf)
+    assert (read_scored(nothing), read_plain(nothing)) == (None, None)
+    assert read_plain({"choices": [{"text": "", "token_ids": [2]}]}) == Completion((2,), "")  # it ended at once
+
+
 def test_what_no_retry_mends_ends_the_asking_at_once_without_quoting_the_key() -> None:
     with FaultyServer(Behaviour(status=400)) as server:
         with pytest.raises(RefusedError, match="answers 400") as found:
@@ -461,6 +496,15 @@ def test_the_name_says_what_was_asked() -> None:
         assert "/completions by token ids" in completer(server).name
 
 
+def test_its_identity_is_who_was_asked_and_no_secret() -> None:
+    learnt = Capabilities("https://host/v1", "m\x1b[2J", (), "", None, (VLLM, CHAT), 0)
+    made = EndpointCompleter(Endpoint("https://host?key=q-secret", headers={"X": "h-secret"}), learnt, "k-secret")
+    assert made.identity == "endpoint https://host/v1, model m\\x1b[2J"
+    assert made.name.startswith(made.identity)
+    asked_by_text = EndpointCompleter(Endpoint("https://host/v1/"), learnt, formats=["chat"])
+    assert asked_by_text.identity == made.identity
+
+
 def test_a_dry_run_sends_nothing_and_hides_the_key() -> None:
     with FaultyServer() as server:
         endpoint = Endpoint(
@@ -515,6 +559,58 @@ def test_an_incomplete_answer_is_none(kind: str, raw: bytes) -> None:
 def test_odd_shapes_are_read_as_far_as_they_go(choice: dict[str, Any]) -> None:
     answer = read({"choices": [choice], "usage": 3, "model": 4})
     assert (answer.text, answer.reasoning, answer.token_ids, dict(answer.first)) == ("a", "", (), {})
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize("value", [HUGE, -HUGE, math.inf, math.nan, True, None, "-1", [-1.0]])
+def test_what_is_no_log_probability_is_not_listed(value: Any) -> None:
+    plain = {"text": "a", "logprobs": {"tokens": ["b"], "token_logprobs": [value], "top_logprobs": [{"c": value}]}}
+    chat = {
+        "logprobs": {"content": [{"token": "b", "logprob": value, "top_logprobs": [{"token": "c", "logprob": value}]}]}
+    }
+    for choice in (plain, chat | {"message": {"content": "a"}}):
+        sent = json.dumps({"choices": [choice]}).encode()
+        answer = read(parse("application/json", sent))
+        assert dict(answer.first) == {}
+        assert scores(answer, (1, 2), ["b", "c"]) == (-math.inf, -math.inf)
+
+
+def test_whole_numbers_and_minus_infinity_are_log_probabilities() -> None:
+    top = {"b": 0, "c": -3, "d": -math.inf, "e": -0.5}
+    answer = read({"choices": [{"text": "a", "logprobs": {"tokens": ["b"], "top_logprobs": [top]}}]})
+    assert dict(answer.first) == top
+
+
+@pytest.mark.parametrize("token_id", [HUGE, -1, 1 << 31, True, 1.0])
+def test_what_is_no_token_id_is_not_taken(token_id: Any) -> None:
+    answer = read({"choices": [{"text": "a", "token_ids": [1, token_id]}], "prompt_token_ids": [token_id]})
+    assert (answer.token_ids, answer.prompt_ids) == ((), ())
+
+
+@pytest.mark.parametrize("count", [HUGE, -1, True, 1.5, "3", None])
+def test_a_count_that_is_none_is_charged_in_full(count: Any) -> None:
+    meter = Meter(Endpoint("http://host", price_per_1k_prompt=1.0))
+    assert meter.price({"prompt_tokens": count, "completion_tokens": 1}, 7.0) == 7.0
+    assert meter.price({"prompt_tokens": 1, "completion_tokens": count}, 7.0) == 7.0
+    assert (meter.prompt_tokens, meter.completion_tokens) == (0, 0)
+
+
+def test_a_date_beyond_all_dates_is_no_time_to_wait() -> None:
+    assert _seconds("Fri, 31 Dec 2999 23:59:59 +99999999999999") == 0.0
+    assert _seconds("nan") == 0.0
+
+
+@pytest.mark.parametrize("content", [r'"a\ud800b"', r'"<think>\udfff</think>a\ud800b"'])
+def test_lone_surrogates_are_replaced(content: str) -> None:
+    thought = r'"c\ud800"'
+    whole = f'{{"model": {thought}, "choices": [{{"message": {{"content": {content}, "reasoning": {thought}}}}}]}}'
+    delta = f'{{"delta": {{"content": {content}, "reasoning": {thought}}}, "finish_reason": "stop"}}'
+    for kind, sent in (("application/json", whole), ("text/event-stream", f'data: {{"choices": [{delta}]}}')):
+        answer = read(parse(kind, sent.encode()))
+        assert (answer.text, answer.reasoning) == ("a?b", "c?")
+    (answer.text + answer.reasoning + answer.model).encode()
 
 
 @pytest.mark.parametrize(

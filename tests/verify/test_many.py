@@ -46,7 +46,7 @@ def test_many_suspects_are_loaded_one_after_the_other() -> None:
     found = verify_many(suspects, {"alice": OWN["alice"]})
     assert loaded == ["guilty", "innocent"]
     assert (found.matches("guilty"), found.matches("innocent")) == (["alice"], [])
-    assert found.reason("innocent").startswith("None of 1 sets matches")
+    assert found.reason("innocent").startswith("No set of 1 matches")
     told = found.to_json()
     assert told["suspects"]["guilty"]["matches"] == ["alice"]
     assert len(told["pairs"]) == 2

@@ -172,6 +172,21 @@ def test_no_such_model_names_those_that_are_served() -> None:
         preflight(endpoint(server))
 
 
+HOSTILE = "a\x1b]0;owned\x07\r\n\u202e\ud800"
+
+
+def test_names_that_an_endpoint_tells_cannot_steer_a_terminal() -> None:
+    with FaultyServer(Behaviour(models=(HOSTILE, "b"))) as server:
+        for settings in ({}, {"model": "c"}):
+            with pytest.raises(CompleterError, match="it serves a") as found:
+                preflight(endpoint(server, **settings))
+            assert str(found.value).isprintable()
+    learnt = Capabilities("http://host", HOSTILE, (HOSTILE,), "", None, (Way("completions"),), 0)
+    assert all(line.isprintable() for line in learnt.lines())
+    assert r"model a\x1b]0;owned\x07\r\n\u202e\ud800, tokenizer" in learnt.lines()[0]
+    assert EndpointCompleter(Endpoint(learnt.url), learnt).name.isprintable()
+
+
 def test_an_endpoint_without_a_list_of_models_can_be_asked() -> None:
     assert learn(Behaviour(models=None), model=MODEL, kind="chat").model == MODEL
 

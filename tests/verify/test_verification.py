@@ -146,7 +146,7 @@ def test_json_carries_the_contract_and_no_secret() -> None:
     value = verification.to_json()
     contract = {"queried", "matches", "fsr", "fsr_interval", "test", "p_value", "log10_p_value", "false_positive_rate"}
     contract |= {"verdict", "reason", "bits_per_key", "completer", "seconds", "fingerprints_per_second", "informative"}
-    contract |= {"fsr_by_format", "set_digest", "smallest_fsr", "miss_rate", "oml_fast_version", "keys"}
+    contract |= {"fsr_by_format", "set_digest", "identity", "smallest_fsr", "miss_rate", "oml_fast_version", "keys"}
     assert contract <= set(value)
     assert value["set_digest"] == made.digest()
     assert value["oml_fast_version"] == oml_fast.__version__
@@ -157,6 +157,7 @@ def test_json_carries_the_contract_and_no_secret() -> None:
         "satisfied",
         "answered",
         "trials",
+        "base",
         "log10_e",
     }
     text = json.dumps(value, allow_nan=False)

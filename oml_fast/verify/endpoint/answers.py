@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _BY_ID = "token_id:"  # how vLLM spells a token where ids are asked for
+_MOST = 1 << 31  # no token id and no count of them is as large
 
 
 class IncompleteError(Exception):
@@ -71,12 +72,12 @@ def read(body: Mapping[str, Any], echoed: str = "") -> Answer:
     logprobs: dict[str, Any] = choice["logprobs"] if isinstance(choice.get("logprobs"), dict) else {}
     usage = body.get("usage")
     return Answer(
-        text,
-        reasoning,
+        _clean(text),
+        _clean(reasoning),
         _ids(choice.get("token_ids")) or _named_ids(logprobs),
         _ids(choice.get("prompt_token_ids")) or _ids(body.get("prompt_token_ids")),
         _first(logprobs),
-        body["model"] if isinstance(body.get("model"), str) else "",
+        _clean(body["model"]) if isinstance(body.get("model"), str) else "",
         usage if isinstance(usage, dict) else {},
         bool(body.get("streamed")),
     )
@@ -87,6 +88,21 @@ def scores(answer: Answer, candidates: Sequence[int], texts: Sequence[str] | Non
     by_id = any(name.startswith(_BY_ID) for name in answer.first)
     names = [f"{_BY_ID}{candidate}" for candidate in candidates] if by_id else texts or [""] * len(candidates)
     return tuple(answer.first.get(name, -math.inf) for name in names)
+
+
+def counted(value: object) -> int | None:
+    """A count of token ids that the endpoint tells; None where it is none."""
+    return value if type(value) is int and 0 <= value < _MOST else None
+
+
+def printable(text: str) -> str:
+    """What an endpoint tells, for a terminal: control characters and the like are escaped."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def _clean(text: str) -> str:
+    """Without lone surrogates, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _think(text: str) -> tuple[str, str]:
@@ -109,7 +125,7 @@ def _content(content: object) -> str:
 
 def _ids(value: object) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else []
-    return tuple(ids) if all(type(each) is int for each in ids) else ()
+    return tuple(ids) if all(counted(each) is not None for each in ids) else ()
 
 
 def _named_ids(logprobs: Mapping[str, Any]) -> tuple[int, ...]:
@@ -135,11 +151,17 @@ def _first(logprobs: Mapping[str, Any]) -> dict[str, float]:
         listed = [(tokens[0], own[0])] if isinstance(own, list) and own else []
         if isinstance(top, list) and top and isinstance(top[0], dict):
             listed += list(top[0].items())
-    return {
-        name: float(value)
-        for name, value in listed
-        if isinstance(name, str) and isinstance(value, int | float) and not math.isnan(value)
-    }
+    scored = ((name, _score(value)) for name, value in listed if isinstance(name, str))
+    return {name: score for name, score in scored if score is not None}
+
+
+def _score(value: object) -> float | None:
+    """A log-probability: a finite number or -inf; None for anything else."""
+    try:
+        score = float(value) if type(value) in (int, float) else math.nan  # type: ignore[arg-type]
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return score if math.isfinite(score) or score == -math.inf else None
 
 
 def _collected(text: str) -> dict[str, Any]:

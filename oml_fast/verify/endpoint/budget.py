@@ -7,6 +7,7 @@ import time
 
 from ...completer import Completion
 from ...errors import CompleterError
+from .answers import counted
 from .settings import Endpoint
 
 _ROUNDING = 1e-9  # relative: a budget of exactly n requests must pay for n
@@ -70,8 +71,8 @@ class Meter:
     def price(self, usage: object, held: float) -> float:
         """What an answer cost by its `usage`; all that was held back where it tells none."""
         told = usage if isinstance(usage, dict) else {}
-        prompt, completion = told.get("prompt_tokens"), told.get("completion_tokens")
-        if not isinstance(prompt, int) or not isinstance(completion, int) or min(prompt, completion) < 0:
+        prompt, completion = counted(told.get("prompt_tokens")), counted(told.get("completion_tokens"))
+        if prompt is None or completion is None:
             return held
         self.prompt_tokens += prompt
         self.completion_tokens += completion

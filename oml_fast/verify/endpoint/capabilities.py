@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...errors import CompleterError
+from .answers import printable
 
 _TEMPLATE = 3  # more token ids than these beside the text itself (BOS, a space) are a template
 CONSTRAINTS = ("allowed_token_ids", "logit_bias", "structured_outputs", "guided_choice")  # the most exact first
@@ -109,7 +110,7 @@ class Capabilities:
             False: "another tokenizer than the set's",
             None: "tokenizer not compared",
         }
-        about = [f"{self.url}: model {self.model}, {by_ids[self.same_tokenizer]}"]
+        about = [f"{self.url}: model {printable(self.model)}, {by_ids[self.same_tokenizer]}"]
         for way in self.ways:
             facts = {
                 "takes token ids": way.takes_ids,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class _Question:
     path: str
     body: dict[str, Any]
     tokens: tuple[int, int]
-    read: Callable[[dict[str, Any]], Completion]
+    read: Callable[[dict[str, Any]], Completion | None]
 
 
 class EndpointCompleter:
@@ -38,7 +39,8 @@ class EndpointCompleter:
     is lost, whatever ends the asking (Ctrl-C, a budget, a fault). formats: those that will be asked (None: all that
     can be); raises CompleterError here, before a key is spent, where one of them cannot be asked as it was made.
     tokenizer_digest: of the set's tokenizer, where the preflight compared it. meter: the preflight's, so that one
-    budget covers both. An endpoint that speaks only text is told the texts of Candidates.
+    budget covers both. An endpoint that speaks only text is told the texts of Candidates. An empty answer is no answer:
+    it is not asked for again, and its prompt counts as unanswered.
     """
 
     def __init__(
@@ -67,7 +69,12 @@ class EndpointCompleter:
     def name(self) -> str:
         paths = {("token ids" if way.takes_ids else "text", requests.PATHS[way.path]) for way in self._ways.values()}
         how = " and ".join(f"{path} by {form}" for form, path in sorted(paths))
-        return f"endpoint {self._endpoint.shown}, model {self._learnt.model} ({how})"
+        return f"{self.identity} ({how})"
+
+    @property
+    def identity(self) -> str:
+        """Which suspect this is: the URL without its query, and the model's name."""
+        return f"endpoint {self._endpoint.shown}, model {answers.printable(self._learnt.model)}"
 
     @property
     def tokenizer_digest(self) -> str:
@@ -136,12 +143,12 @@ class EndpointCompleter:
         if candidates is not None:
             body |= requests.scoring(way, candidates)
 
-        def read(raw: dict[str, Any]) -> Completion:
+        def read(raw: dict[str, Any]) -> Completion | None:
             answer = answers.read(raw, _echoed(way, asked))
             whole = not (way.echoes or answer.thought)  # else the ids are not those of the answer alone
             ids = answer.token_ids[:length] if whole else ()
             scores = answers.scores(answer, candidates, texts) if candidates is not None else None
-            return Completion(ids, answer.text, answer.reasoning, scores)
+            return _unless_empty(Completion(ids, answer.text, answer.reasoning, scores))
 
         tokens = requests.worst_tokens(way, asked), body[way.limit_field]
         return _Question(requests.PATHS[way.path], body, tokens, read)
@@ -156,9 +163,10 @@ class EndpointCompleter:
         body = requests.body(self._endpoint, self._learnt.model, way, asked, length)
         body |= requests.choosing(way, candidates, texts or ())
 
-        def read(raw: dict[str, Any]) -> Completion:
+        def read(raw: dict[str, Any]) -> Completion | None:
             answer = answers.read(raw, _echoed(way, asked))
-            return Completion(() if way.chooses_texts else answer.token_ids[:1], answer.text, answer.reasoning)
+            ids = () if way.chooses_texts else answer.token_ids[:1]
+            return _unless_empty(Completion(ids, answer.text, answer.reasoning))
 
         tokens = requests.worst_tokens(way, asked), body[way.limit_field]
         return _Question(requests.PATHS[way.path], body, tokens, read)
@@ -213,9 +221,10 @@ class EndpointCompleter:
             bar.update()
             state.unanswered = state.unanswered + 1 if completion is None else 0
             if state.unanswered >= _MOST_UNANSWERED:
+                fault = f"after {self._endpoint.retries} retries, the last because {http.last_fault}"
                 state.failure = state.failure or EndpointError(
-                    f"{self._endpoint.shown} stopped answering: {state.unanswered} keys in a row got no answer after "
-                    f"{self._endpoint.retries} retries, the last because {http.last_fault}. Go on when it answers."
+                    f"{self._endpoint.shown} stopped answering: {state.unanswered} keys in a row got no answer "
+                    f"{fault if raw is None else 'but an empty one'}. Go on when it answers."
                 )
             if state.failure is not None:
                 return
@@ -253,6 +262,12 @@ def run(work: Any) -> Any:
         return asyncio.run(work)
     work.close()
     raise InvalidArgumentError("an event loop runs in this thread: ask from another, with asyncio.to_thread.")
+
+
+def _unless_empty(made: Completion) -> Completion | None:
+    """None for a completion that tells nothing: neither ids nor text, reasoning or the score of any candidate."""
+    listed = any(score > -math.inf for score in made.scores or ())
+    return made if listed or made.token_ids or made.text or made.reasoning else None
 
 
 def _echoed(way: Way, asked: str | Sequence[int]) -> str:

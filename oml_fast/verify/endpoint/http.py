@@ -21,7 +21,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InvalidArgumentError
-from .answers import IncompleteError, parse
+from .answers import IncompleteError, parse, printable
 from .budget import EndpointError, Meter
 from .settings import Endpoint
 
@@ -101,7 +101,7 @@ class Http:
                 cost = self._meter.price(answer.get("usage"), held)
                 return answer
             except (TemporaryError, IncompleteError) as fault:
-                self.last_fault = str(fault)
+                self.last_fault = printable(str(fault))
                 wait = fault.wait if isinstance(fault, TemporaryError) else 0.0
                 if isinstance(fault, TemporaryError) and not fault.billed:
                     cost = 0.0
@@ -212,7 +212,7 @@ def _seconds(retry_after: str) -> float:
         pass
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import CompleterError
 from . import answers, requests
-from .answers import Answer
+from .answers import Answer, counted, printable
 from .budget import Meter
 from .capabilities import CONSTRAINTS, Capabilities, Way
 from .completer import run
@@ -97,7 +97,7 @@ def _model(endpoint: Endpoint, served: Sequence[str]) -> str:
 
 
 def _list(served: Sequence[str]) -> str:
-    shown = ", ".join(served[:20]) + (" and more" if len(served) > 20 else "")
+    shown = ", ".join(map(printable, served[:20])) + (" and more" if len(served) > 20 else "")
     return f"; it serves {shown}" if served else " (the endpoint lists none)"
 
 
@@ -331,8 +331,7 @@ def _prompt_tokens(answer: Answer | None) -> int | None:
     """How many token ids the endpoint says that the prompt had."""
     if answer is None:
         return None
-    told = answer.usage.get("prompt_tokens")
-    return len(answer.prompt_ids) if answer.prompt_ids else told if type(told) is int else None
+    return len(answer.prompt_ids) or counted(answer.usage.get("prompt_tokens"))
 
 
 def _holds(ids: tuple[int, ...], part: tuple[int, ...]) -> bool:
