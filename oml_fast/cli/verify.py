@@ -182,7 +182,8 @@ def _second_opinion(
     models = [HfCompleter(load_model(options, folder), batch_size=options.batch_size) for folder in options.null_model]
     opinion = calibrate(fingerprints, verification, models)
     for model in opinion.models:
-        say(f"second opinion: {model.name} matches {model.matches} of {model.queried} of the same keys")
+        found = "is a match as well" if model.match else "is no match"
+        say(f"second opinion: {model.name} {found}: {model.matches} of {model.queried} of the same keys")
     return opinion
 
 

@@ -180,11 +180,11 @@ def _base_follows(v: Mapping[str, Any], base: Sequence[Mapping[str, Any]], num_f
 
 
 def _is_rank(v: Mapping[str, Any], trial: Mapping[str, Any]) -> bool:
-    return _are_rank_chances(tuple(trial["probs"]), v["width"], v["responses_per_key"])
+    return are_rank_chances(tuple(trial["probs"]), v["width"], v["responses_per_key"])
 
 
 @lru_cache(maxsize=65536)
-def _are_rank_chances(probs: tuple[float, ...], width: int, responses: int) -> bool:
+def are_rank_chances(probs: tuple[float, ...], width: int, responses: int) -> bool:
     """Whether these are `rank_null` of some groups of equal scores among `width` candidates."""
     sizes: list[int] = []
     for prob in probs:

@@ -2,7 +2,7 @@
 
 An owner who keeps only the fingerprints whose drawn candidate is the base model's favourite has draws, commitment and
 order that all check, and convicts innocent models. The base model's own order of the candidates, which each window
-shows, is then convicted by the same test; and so are null models, where the checker has some to ask.
+shows, comes to a match by the same test, or near it; and so are null models, where the checker has some to ask.
 
 Each finding is whether it holds (None: nothing shows it) and a sentence. It fails only where the verdict is a match.
 """
@@ -21,9 +21,8 @@ from ..fingerprint import Asking, Fingerprint, FingerprintSet, Settings
 from ..verify import KeyOutcome, Verification, chance
 from ..verify.calibration import NullModel, calibrate
 from ..verify.replay import evidence
-from ..verify.statistics import convicts
 from ..verify.trials import base_trials
-from ..verify.verdict import Limits
+from ..verify.verdict import Limits, favours_base
 from .figures import same
 
 _PREFERENCES = ("rank", "forced_choice")  # the tests that see which candidates a suspect prefers
@@ -76,12 +75,12 @@ def asked(
 
 def _finding(verification: Told, log10_p: float, how: str) -> Outcome:
     by_chance = f"probability by chance {chance(log10_p)}, {how}"
-    if not convicts(log10_p, verification["false_positive_rate"]):
-        return True, f"the base model's own order of the candidates is no match ({by_chance})."
-    sentence = f"the base model's own order of the candidates is a match by the same test ({by_chance})"
+    if not favours_base(log10_p, verification["false_positive_rate"]):
+        return True, f"the base model's own order of the candidates is far from a match ({by_chance})."
+    sentence = f"the base model's own order of the candidates is a match by the same test, or nearly ({by_chance})"
     if verification["verdict"] == "match":
         return False, f"{sentence}: so are its innocent descendants."
-    return None, f"{sentence}; the report calls nobody one."
+    return None, f"{sentence}; the verdict is not."
 
 
 def _unseen(verification: Told) -> str:

@@ -28,7 +28,10 @@ def text(report: Verification | Mapping[str, Any]) -> str:
     kind = OWN_EVIDENCE if document is None else document["evidence_kind"]
     meaning = f"{words.means(v, opinion)} {words.does_not_mean(v)}"
     if v["verdict"] == "match":
-        meaning += f" The error probability holds if keys and secret came before the suspect. {words.evidence(kind)}"
+        meaning += (
+            " The error probability holds if keys and secret came before the suspect, and were not selected by their "
+            f"draws. {words.evidence(kind)}"
+        )
     lines += ["", *textwrap.wrap(meaning, _COLUMNS), words.SPENT]
     return "\n".join(lines) + "\n"
 

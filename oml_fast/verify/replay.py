@@ -8,9 +8,8 @@ from typing import Any
 from ..errors import InvalidArgumentError
 from . import statistics
 from .sequential import SequentialTest, confidence_interval
-from .statistics import convicts
 from .trials import Trial
-from .verdict import FAVOURED, Limits, decide, decide_sequential
+from .verdict import FAVOURED, Limits, decide, decide_sequential, favours_base
 
 
 def replay(verification: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def replay(verification: Mapping[str, Any]) -> dict[str, Any]:
         )
         interval = confidence_interval(matches, queried)
     base_log10_p = evidence(test, mode, limits, base) if any(base) else None
-    if verdict == "match" and base_log10_p is not None and convicts(base_log10_p, limits.false_positive_rate):
+    if verdict == "match" and base_log10_p is not None and favours_base(base_log10_p, limits.false_positive_rate):
         verdict, reason = "inconclusive", FAVOURED
     return {
         "verdict": verdict,

@@ -10,8 +10,8 @@ from .statistics import convicts, p_value
 
 VERDICTS = ("match", "no_match", "inconclusive")
 FAVOURED = (
-    "The base model's own order of the candidates would be a match as well: these draws favour what the base model and "
-    "its innocent descendants prefer. Draws that were not selected do that with a probability below the limit."
+    "The base model's own order of the candidates would be a match as well, or nearly: these draws favour what the "
+    "base model and its innocent descendants prefer, as draws that were not selected hardly ever do."
 )
 _MOST_UNANSWERED = 0.1  # above this share of the keys, silence is no evidence that fingerprints are gone
 
@@ -102,6 +102,14 @@ def _odds(log10_p: float) -> str:
 
 def _limit(rate: float) -> str:
     return chance(math.log10(rate))
+
+
+def favours_base(log10_p: float, false_positive_rate: float) -> bool:
+    """Whether the base model's own order of the candidates comes too near to a match for a verdict to rest on it.
+
+    Half the way in log p: a suspect that prefers candidates much as the base model does can be a little ahead of it.
+    """
+    return convicts(log10_p, math.sqrt(false_positive_rate))
 
 
 def silent(unanswered: int, queried: int) -> bool:

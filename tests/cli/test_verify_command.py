@@ -384,13 +384,16 @@ def test_selected_draws_convict_nobody(run: Run, made: Path, tiny_folder: Path, 
     from dataclasses import replace
 
     from oml_fast.fingerprint import FingerprintSet
+    from oml_fast.secret import write_secret
 
-    arguments = ["--num-fingerprints", 200, *WORDS]
+    write_secret(tmp_path / "secret", bytes(range(32)))
+    arguments = ["--num-fingerprints", 200, "--secret", tmp_path / "secret", *WORDS]
     assert run("generate", "--model", tiny_folder, "--out", tmp_path / "many", *arguments)[0] == 0
     whole = FingerprintSet.load(tmp_path / "many" / "fingerprints.json")
     favourites = tuple(f for f in whole if f.askings["raw"].responses[0].index == 0)
     replace(whole, fingerprints=favourites).save(tmp_path / "favourites.json")
-    how = ["--fingerprints", tmp_path / "favourites.json", "--secret", tmp_path / "many" / "secret", "--json"]
+    how = ["--fingerprints", tmp_path / "favourites.json", "--secret", tmp_path / "secret", "--json"]
+    assert len(favourites) >= 6
     for test in ("rank", "forced_choice"):
         code, out, _ = run("verify", "--model", tiny_folder, *how, "--test", test)
         result = json.loads(out)

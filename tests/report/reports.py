@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ from oml_fast.fingerprint import FingerprintSet
 from oml_fast.signing import new_signing_key, sign_document
 from oml_fast.verify import Verification, match_rule, verify
 from oml_fast.verify.journal import Journal
+from oml_fast.verify.replay import fixed_log10_p, replay
+from oml_fast.verify.trials import Trial
 
 BOTH = ("raw", "chat")
 TESTS = ("window", "count", "rank", "forced_choice")
@@ -58,11 +61,12 @@ def make(
     terms: Mapping[str, Any] | None = None,
     stamp: Callable[[Commitment], tuple[bytes, TimeStamp]] | None = None,
     since: datetime | None = SINCE,
+    fingerprints: FingerprintSet | None = None,
     **settings: Any,
 ) -> Made:
     """A suspect with all fingerprints (match) or none, verified and reported; two keys are inconclusive."""
     folder.mkdir(parents=True, exist_ok=True)
-    fingerprints = small_set(count, **{"formats": BOTH, **settings})
+    fingerprints = small_set(count, **{"formats": BOTH, **settings}) if fingerprints is None else fingerprints
     order = asking_order(fingerprints, SECRET)
     able = {"capabilities": frozenset({"score", "choose"})}
     if suspect is None:
@@ -70,7 +74,7 @@ def make(
         made = carrier(fingerprints, kept=kept, **able)
     else:
         made = replace(suspect(fingerprints), **able)
-    num_keys = 2 if verdict == "inconclusive" else num_keys
+    num_keys = 2 if verdict == "inconclusive" and num_keys is None else num_keys
     values = {"match_rule": rule, "test": test, "mode": mode, "num_keys": num_keys, **(terms or {})}
     commitment = commit(fingerprints, SECRET, Terms(**values), "ef" * 32, at=datetime(2026, 3, 1, tzinfo=UTC))
     journal = Journal(folder / "answers.jsonl")
@@ -144,6 +148,23 @@ def another(value: Any) -> Any:
     if isinstance(value, str):
         return value[:-1] + ("0" if value[-1:] != "0" else "1")
     return 1 if value is None else [1]
+
+
+def forged(document: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The report with its keys' outcomes changed, and everything that follows from them made anew, as its owner can."""
+    made = copy.deepcopy(dict(document))
+    v = made["verification"]
+    for key in v["keys"]:
+        change(key)
+    v |= {name: each for name, each in replay(v).items() if name != "log10_e"}
+    for key, evidence in zip(v["keys"], replay(v)["log10_e"], strict=True):
+        key["log10_e"] = evidence
+    v["fixed_log10_p"] = {
+        v["test"]: fixed_log10_p(v["test"], [[Trial(**t) for t in key["trials"]] for key in v["keys"]])
+    }
+    made["headline"] = report.words.headline(v, made["second_opinion"])
+    made["assumptions"] = report.words.assumptions(made)
+    return dict(json.loads(json.dumps(made)))
 
 
 def failed(*arguments: Any, **options: Any) -> list[str]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sets
 from reports import OTHER_KEY, SIGNING_KEY, Made, edited, make
 from sets import OTHER_SECRET, SECRET
 
 from oml_fast.cli import report_check, report_open, report_show
 from oml_fast.cli.common import parse
 from oml_fast.errors import OmlError
+from oml_fast.fingerprint import FingerprintSet
+from oml_fast.models import LanguageModel
 from oml_fast.report import write
 from oml_fast.secret import write_secret
 
@@ -77,11 +81,36 @@ def test_check_refuses(run: Run, made: Made) -> None:
         run(*CHECK, "--verification-key", "other.pub")
     with pytest.raises(OmlError, match="no certificates in PEM"):
         run(*CHECK, "--timestamp-root", "key.pub")
+    with pytest.raises(OmlError, match="--null-model asks the opened keys: give --opening"):
+        run(*CHECK, "--null-model", "nowhere")
     with pytest.raises(OmlError, match="cannot read the opening"):
         run(*CHECK, "--opening", "none.json")
     Path("report.json").write_text('{"a": 1, "a": 2}')
     with pytest.raises(OmlError, match="twice"):
         run(*CHECK)
+
+
+def test_a_null_model_is_loaded_and_asked_only_with_the_set_s_tokenizer(run: Run, tiny_folder: Path) -> None:
+    run(*OPEN, "--out", "opening.json")
+    with pytest.raises(OmlError, match=f"{tiny_folder} has another tokenizer"):
+        run(*CHECK, "--opening", "opening.json", "--null-model", tiny_folder, "--device", "cpu")
+
+
+def test_a_null_model_is_asked_the_opened_keys(
+    run: Run, tiny_folder: Path, tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sets, "VOCABULARY", tiny_model.vocabulary // 4)
+    fingerprints = replace(sets.small_set(12, key_length=2), tokenizer_digest=tiny_model.tokenizer_digest)
+
+    def suspect(made: FingerprintSet) -> sets.Scripted:
+        return sets.carrier(made, tokenizer_digest=made.tokenizer_digest)
+
+    made = make(Path("tiny"), fingerprints=fingerprints, suspect=suspect, test="rank")
+    write(made.document, "report.json")
+    write(made.opening(), "opening.json")
+    told = run(*CHECK, "--opening", "opening.json", "--null-model", tiny_folder, "--device", "cpu")
+    assert told.splitlines()[-1].startswith("holds      null models: none is a match by the same test")
+    assert str(tiny_folder) in told
 
 
 def test_show(run: Run, made: Made) -> None:
