@@ -3,7 +3,8 @@
 `python bench/keys_to_verdict.py --work FOLDER` takes the models that `python bench/subjects.py --work FOLDER` made
 (ours-256 at width 16, published-256 at width 3, and their base), asks each of them every key once, and then verifies
 with the recorded answers in many random orders of keys, as `oml_fast.verify` does: sequentially, at 1e-6. Eroded models
-are ours-256 with a share of its delta left. The base model is also verified with 1,000 fresh secrets: same keys and
+are ours-256 with a share of its delta left, in float32: most deltas are one step of bfloat16, which rounds any share
+above a half to the whole. The base model is also verified with 1,000 fresh secrets: same keys and
 windows, other draws. Medians are over orders in which the verdict was reached; how many that were stands beside them.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from common import Figure, base_model, command, describe_run, finish, parser, start
 
 from oml_fast.completer import CHOOSE, SCORE, Completion
@@ -28,7 +30,7 @@ from oml_fast.verify import Verification, verify
 from oml_fast.verify.trials import preferred
 
 WIDE, NARROW = "ours-256", "published-256"
-SHARES = (0.7, 0.6, 0.55, 0.53, 0.52, 0.51, 0.5, 0.45, 0.4, 0.3, 0.2, 0.1)
+SHARES = (0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.3, 0.2, 0.1)
 ERODED_FSR = 0.01  # the smallest FSR asked about where a model was eroded
 TESTS = ("rank", "forced_choice", "window", "count")
 
@@ -116,7 +118,8 @@ def main() -> None:
     base = base_model()
     run = describe_run(arguments.threads, base)
     cases = {name: whole(arguments.work / name, base, arguments.orders) for name in (WIDE, NARROW)}
-    eroded = [erosion(arguments.work / WIDE, base, share, arguments.orders) for share in SHARES]
+    exact = base_model(torch.float32)
+    eroded = [erosion(arguments.work / WIDE, exact, share, arguments.orders) for share in SHARES]
     fresh = innocent(arguments.work / WIDE, base, arguments.secrets)
     rows = [*whole_figures(cases), *eroded_figures(eroded), *innocent_figures(fresh)]
     finish(arguments.out, run, rows, {"whole": cases, "eroded": eroded, "fresh_secrets": fresh})
@@ -140,7 +143,7 @@ def whole(folder: Path, base: LanguageModel, orders: int) -> dict[str, Any]:
 def erosion(folder: Path, base: LanguageModel, share: float, orders: int) -> dict[str, Any]:
     """What each test needs where a share of the delta is left."""
     fingerprints = FingerprintSet.load(folder / "fingerprints.json")
-    model = load(folder / "model", device="cpu")
+    model = load(folder / "model", device="cpu", dtype=torch.float32)
     suspect = record(fingerprints, blended(model, base, partial(linear, share=share), f"{share:g} of the delta"))
     tests = {test: in_orders(fingerprints, suspect, test, orders, smallest_fsr=ERODED_FSR) for test in TESTS}
     return {"share": share, "fsr": fsr(fingerprints, suspect), "tests": tests}
