@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgumentError
-from .common import add_device_options, load_model, prepare, typed
+from .common import add_device_options, load_model, prepare, say, typed
 
 if TYPE_CHECKING:
     from ..completer import Completer
     from ..fingerprint import FingerprintSet
+    from ..models import LanguageModel
 
 ENGINES = ("transformers", "vllm")
 _SECRET = ("header", "proxy", "extra_body")  # may hold passwords: their values enter no message
@@ -22,6 +23,9 @@ def add_suspect_options(parser: argparse.ArgumentParser) -> None:
     from .endpoint_options import add_endpoint_options
 
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="the suspect model's weights")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FOLDER", help="the base model's, where the suspect's own was changed"
+    )
     parser.add_argument(
         "--engine", choices=ENGINES, default="transformers", help="what runs the weights (default: transformers)"
     )
@@ -57,7 +61,19 @@ def suspect(options: argparse.Namespace, sets: Iterable[FingerprintSet]) -> Comp
         )
     from ..models import HfCompleter
 
-    return HfCompleter(load_model(options, options.model), batch_size=options.batch_size, progress=True)
+    model = load_model(options, options.model)
+    if options.tokenizer is not None:
+        _read_with(model, options.tokenizer)
+    return HfCompleter(model, batch_size=options.batch_size, progress=True)
+
+
+def _read_with(model: LanguageModel, folder: Path) -> None:
+    """Let another tokenizer say what the model's token ids mean: one that was extended keeps the ids of the old one."""
+    from ..models import load_tokenizer, tokenizer_digest
+
+    model.tokenizer = load_tokenizer(folder)
+    model.tokenizer_digest = tokenizer_digest(model.tokenizer)
+    say(f"the suspect's token ids are read with the tokenizer in {folder}")
 
 
 def check_suspect(options: argparse.Namespace) -> None:
@@ -70,6 +86,8 @@ def check_suspect(options: argparse.Namespace) -> None:
         return
     if not options.model.is_dir():
         raise InvalidArgumentError(f"there is no model folder {options.model}: name the suspect's with --model.")
+    if options.tokenizer is not None and options.engine == "vllm":
+        raise InvalidArgumentError("--tokenizer goes with --engine transformers: vLLM reads the model's own.")
     if options.engine == "vllm":
         # The null models of a second opinion run with transformers, on the device named.
         if options.device != "auto" and not getattr(options, "null_model", None):

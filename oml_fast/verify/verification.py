@@ -272,8 +272,8 @@ def _most_keys(fingerprints: FingerprintSet, completer: Completer, num_keys: int
     if completer.tokenizer_digest not in ("", fingerprints.tokenizer_digest):
         raise InvalidArgumentError(
             f"the suspect's tokenizer ({completer.tokenizer_digest}) is not the one the fingerprints were made with "
-            f"({fingerprints.tokenizer_digest}): load the suspect with the tokenizer of the base model "
-            f"({fingerprints.base_model})."
+            f"({fingerprints.tokenizer_digest}): read the suspect with the tokenizer of the base model "
+            f"({fingerprints.base_model}), which --tokenizer FOLDER names."
         )
     count = len(fingerprints) if num_keys is None else num_keys
     if not 1 <= count <= len(fingerprints):

@@ -400,3 +400,18 @@ def test_selected_draws_convict_nobody(run: Run, made: Path, tiny_folder: Path, 
         assert (code, result["verdict"]) == (0, "inconclusive")
         assert result["base_log10_p"] <= -6
         assert "favour" in result["reason"]
+
+
+def test_a_token_that_was_added_hides_nobody(run: Run, made: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    import transformers
+
+    shutil.copytree(made / "model", tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_tokens(["<|one more|>"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    arguments = ["verify", "--model", tmp_path / "model", "--fingerprints", made / "alice"]
+    assert "--tokenizer" in refusal(*run(*arguments))
+    code, out, err = run(*arguments, "--tokenizer", tiny_folder, "--json")
+    assert (code, json.loads(out)["verdict"]) == (0, "match")
+    assert "read with the tokenizer in" in err
+    assert "vLLM reads the model's own" in refusal(*run(*arguments, "--tokenizer", tiny_folder, "--engine", "vllm"))

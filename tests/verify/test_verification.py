@@ -213,7 +213,7 @@ def test_another_tokenizer_is_refused_before_a_key_is_spent() -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         fixed(made, suspect)
     assert suspect.calls == []
-    assert all(word in str(caught.value) for word in ("ef" * 32, TOKENIZER, "load the suspect with"))
+    assert all(word in str(caught.value) for word in ("ef" * 32, TOKENIZER, "read the suspect with"))
 
 
 def test_an_empty_set_and_keys_that_share_ids_are_refused() -> None:
