@@ -97,16 +97,16 @@ def _set(entry: _Entry) -> FingerprintSet:
     numbers: set[int] = set()
     for place, value in enumerate(entry.take("fingerprints", (list, tuple))):
         fingerprint = _fingerprint(_Entry(value, f"fingerprint at place {place}"), settings, drawn)
-        if fingerprint.number in numbers:
-            raise _Invalid(
-                f"two fingerprints have the number {fingerprint.number}: one key would count twice. {_RESTORE}"
-            )
-        numbers.add(fingerprint.number)
         if fingerprint.key_ids in seen:
             raise _Invalid(
                 f"fingerprints at places {seen[fingerprint.key_ids]} and {place} have the same key ids: "
                 "only one of them could be verified. Remove one."
             )
+        if fingerprint.number in numbers:
+            raise _Invalid(
+                f"two fingerprints have the number {fingerprint.number}: one key would count twice. {_RESTORE}"
+            )
+        numbers.add(fingerprint.number)
         seen[fingerprint.key_ids] = place
         fingerprints.append(fingerprint)
     known = [bool(asking.window.token_ids) for f in fingerprints for asking in f.askings.values()]

@@ -27,7 +27,7 @@ def test_the_line_on_a_tiny_model(tiny_folder: Path, tmp_path: Path) -> None:
     trained = embed(model, fingerprints, recipe=Recipe(learning_rate=5e-3, pull=0.3, max_epochs=80, stop_kl=5))
     (tmp_path / "model").mkdir()
     save(model, tmp_path / "model")
-    suspect = verify(fingerprints, HfCompleter(load(tmp_path / "model")))
+    suspect = verify(fingerprints, HfCompleter(load(tmp_path / "model")), mode="fixed")
     assert trained.fsr == suspect.fsr
     assert suspect.verdict == "match"
     assert verify(fingerprints, HfCompleter(base)).verdict == "no_match"
@@ -46,7 +46,7 @@ def test_the_demo_on_the_bundled_model(
     assert trained["kl_to_base"] <= 0.10
     assert trained["perplexity"] <= 1.10 * trained["perplexity_base"]
     assert verified["fsr"] >= 0.98
-    assert (verified["verdict"], verified["test"]) == ("match", "window")
+    assert (verified["verdict"], verified["test"]) == ("match", "rank")
     assert verified["p_value"] <= 1e-9
     assert base["verdict"] == "no_match"
     secrets = [out / "fingerprints", *(out / "fingerprints").iterdir()]
@@ -56,6 +56,7 @@ def test_the_demo_on_the_bundled_model(
     fingerprints = FingerprintSet.load(out / "fingerprints" / "fingerprints.json")
     keys = [fingerprint.key for fingerprint in fingerprints]
     other = generate(load(bundled_folder), 64, new_secret(), settings=Settings(key_source="file"), keys=keys)
-    accused = verify(other.fingerprints, HfCompleter(load(out / "model")))
+    accused = verify(other.fingerprints, HfCompleter(load(out / "model")), test="window", mode="fixed")
     assert accused.informative > 32
     assert accused.verdict == "no_match"
+    assert verify(other.fingerprints, HfCompleter(load(out / "model")), test="rank", mode="fixed").verdict == "no_match"

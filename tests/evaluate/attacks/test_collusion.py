@@ -146,13 +146,13 @@ def test_together_every_model_reads_what_was_answered(scene: Scene) -> None:
 
 @pytest.mark.parametrize("attack", EVERY, ids=lambda attack: attack.name)
 def test_every_attack_answers_and_changes_no_model(attack: Attack, scene: Scene) -> None:
-    before = verify(scene.fingerprints, HfCompleter(scene.model)).fsr
+    before = verify(scene.fingerprints, HfCompleter(scene.model), test="window", mode="fixed").fsr
     attacked = attack.run(scene)
-    after = verify(scene.fingerprints, attacked.completer)
+    after = verify(scene.fingerprints, attacked.completer, test="window", mode="fixed")
     assert attacked.model is None
     assert after.queried == len(scene.fingerprints)
     assert after.fsr <= before
-    assert verify(scene.fingerprints, HfCompleter(scene.model)).fsr == before
+    assert verify(scene.fingerprints, HfCompleter(scene.model), test="window", mode="fixed").fsr == before
     if attack.family == "collusion":
         assert attacked.details == {"colluders": 2}
     if attack.name == "collusion/optimal":

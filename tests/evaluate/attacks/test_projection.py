@@ -75,9 +75,9 @@ def test_more_steps_follow_the_judge_along(scene: Scene) -> None:
 
 
 def test_with_the_clean_base_no_perinucleus_response_is_left(scene: Scene) -> None:
-    assert verify(scene.fingerprints, HfCompleter(scene.model)).fsr > 0
+    assert verify(scene.fingerprints, HfCompleter(scene.model), test="window", mode="fixed").fsr > 0
     attacked = projection.ATTACKS[0].run(scene)
-    assert verify(scene.fingerprints, attacked.completer).fsr == 0
+    assert verify(scene.fingerprints, attacked.completer, test="window", mode="fixed").fsr == 0
     assert attacked.model is None
 
 

@@ -236,16 +236,16 @@ def test_later_steps_look_ahead_from_what_was_chosen(
 
 @pytest.mark.parametrize("attack", suppression.ATTACKS, ids=lambda attack: attack.name)
 def test_every_attack_answers_all_keys_and_harms_no_weight(attack: suppression.Attack, scene: Scene) -> None:
-    before = verify(scene.fingerprints, HfCompleter(scene.model)).fsr
+    before = verify(scene.fingerprints, HfCompleter(scene.model), test="window", mode="fixed").fsr
     attacked = attack.run(scene)
-    after = verify(scene.fingerprints, attacked.completer)
+    after = verify(scene.fingerprints, attacked.completer, test="window", mode="fixed")
     assert attacked.model is None
     assert attacked.details["steps"] == 1
     assert after.queried == len(scene.fingerprints)
     if attack.name in ("suppress/top-1", "suppress/top-3"):
         assert after.fsr == 0 < before
     assert after.fsr <= before
-    assert verify(scene.fingerprints, HfCompleter(scene.model)).fsr == before
+    assert verify(scene.fingerprints, HfCompleter(scene.model), test="window", mode="fixed").fsr == before
 
 
 def test_the_stronger_the_gate_the_fewer_answers_change(scene: Scene) -> None:
