@@ -28,7 +28,7 @@ HEADLINES = {
     "embed": ("times fewer",),
     "drift_raw": ("FSR", "KL to the base"),
     "verify": ("times fewer",),
-    "keys_to_verdict": ("rank test", "window test; 100", "rank at 1e-06", "all 256 keys"),
+    "keys_to_verdict": ("rank test", "window test; 100", "rank at 1e-06", "count test takes"),
     "error_rates": ("stopping at will",),
     "utility": ("BLiMP, time",),
     "robustness": ("; ours-64", "; ours-256"),

@@ -32,6 +32,7 @@ from oml_fast.verify.trials import preferred
 WIDE, NARROW = "ours-256", "published-256"
 SHARES = (0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.3, 0.2, 0.1)
 ERODED_FSR = 0.01  # the smallest FSR asked about where a model was eroded
+WINDOW_KEYS = 80  # in which the window test decides at an FSR of 0.2, and the count test does not
 TESTS = ("rank", "forced_choice", "window", "count")
 
 
@@ -189,16 +190,16 @@ def eroded_figures(eroded: Sequence[dict[str, Any]]) -> list[Figure]:
     fifth = min(eroded, key=lambda case: abs(case["fsr"] - 0.2))
     gone = max((case for case in eroded if case["fsr"] <= 0.05), key=lambda case: case["share"])
     tenth = eroded[-1]
-    bars = [(fifth, "window", 80), (gone, "forced_choice", 40), (gone, "rank", 30), (tenth, "rank", 250)]
+    bars = [(fifth, "window", WINDOW_KEYS), (gone, "forced_choice", 40), (gone, "rank", 30), (tenth, "rank", 250)]
     rows = []
     for case, test, bar in bars:
         setting = f"{case['share']:g} of the delta left, FSR {case['fsr']:.3f}"
         rows.append(_cost("keys to a match at 1e-6, eroded", setting, test, case["tests"][test], "match", bar))
-    count = fifth["tests"]["count"]
-    convicted = count["verdicts"].get("match", 0)
-    setting = f"{fifth['share']:g} of the delta left, FSR {fifth['fsr']:.3f}, count test, all 256 keys"
-    value = f"{convicted} of {count['orders']} orders"
-    rows.append(Figure("matches that the count test finds there", setting, value, "0", convicted == 0, command()))
+    count = fifth["tests"]["count"]["median_keys"].get("match")
+    setting = f"{fifth['share']:g} of the delta left, FSR {fifth['fsr']:.3f}, count test"
+    met = count is None or count > WINDOW_KEYS
+    value = "never" if count is None else f"{count:g}"
+    rows.append(Figure("keys that the count test takes there", setting, value, f"> {WINDOW_KEYS}", met, command()))
     return rows
 
 
