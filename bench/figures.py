@@ -93,6 +93,17 @@ def short_table(found: dict[str, dict[str, Any]]) -> str:
     return table(shown, COLUMNS[:4])
 
 
+def erosion_table(result: dict[str, Any]) -> str:
+    """Keys to a match by each test, as less and less of what training changed is left."""
+    tests = list(result["eroded"][0]["tests"])
+    rows = []
+    for case in result["eroded"]:
+        found = [case["tests"][test]["median_keys"].get("match") for test in tests]
+        keys = ["none in 256" if count is None else f"{count:g}" for count in found]
+        rows.append([f"{case['share']:g}", f"{case['fsr']:.3f}", *keys])
+    return table(rows, ("share of the delta left", "FSR", *(test.replace("_", " ") for test in tests)))
+
+
 def full_tables(found: dict[str, dict[str, Any]]) -> str:
     """Every figure, under the conditions of its run."""
     sections = []
@@ -133,10 +144,15 @@ def main() -> int:
     arguments = parser.parse_args()
     found = results()
     stale = []
-    for name, wanted in (("README.md", short_table(found)), ("docs/measurements.md", full_tables(found))):
+    pages = (
+        ("README.md", short_table(found), "figures"),
+        ("docs/measurements.md", full_tables(found), "figures"),
+        ("docs/verification.md", erosion_table(found["keys_to_verdict"]), "erosion"),
+    )
+    for name, wanted, what in pages:
         path = arguments.root / name
         text = path.read_text(encoding="utf-8") if path.is_file() else EMPTY_PAGE
-        new = rewritten(text, wanted, name)
+        new = rewritten(text, wanted, name, what)
         if path.is_file() and new == text:
             continue
         stale.append(name)
