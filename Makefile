@@ -112,7 +112,7 @@ $(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc
 
 # The extra `eval` is large and nothing that `make demo` needs.
 $(EVAL_READY): $(READY) pyproject.toml constraints.txt
-	@echo "setup: what evaluation can use (lm-eval, matplotlib, peft; under a minute)"
+	@echo "setup: what evaluation can use (lm-eval, peft; under a minute)"
 	@$(BIN)/python -c '$(EVAL_REQUIRES)' > $(VENV)/eval-requires.txt
 	@$(PIP) --requirement $(VENV)/eval-requires.txt
 	@touch $@

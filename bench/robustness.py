@@ -260,7 +260,6 @@ def main() -> None:
         options.error("--work FOLDER is needed, or --publish")
     if arguments.attacks and not arguments.names:
         options.error("--attacks goes with NAMEs")
-    plots.require()
     start(arguments.threads)
     run = describe_run(arguments.threads, base_model())
     only = arguments.attacks.split(",") if arguments.attacks else ()

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BackendUnavailableError, InvalidArgumentError
+from ..errors import InvalidArgumentError
 from .common import (
     add_device_options,
     finish,
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def make(options: argparse.Namespace) -> Robustness:
-    """Run the battery; write the result, the table and, where matplotlib is, the plots."""
+    """Run the battery; write the result, the table and the plots."""
     from .. import settings
     from ..evaluate import plots
     from ..evaluate.attack import Scene
@@ -93,6 +93,11 @@ def make(options: argparse.Namespace) -> Robustness:
     if options.quick and options.attacks:  # the parser refuses it on the command line, not in a file
         raise InvalidArgumentError("quick and attacks both given: choose one of them.")
     attacks = choose(QUICK if options.quick else options.attacks)
+    if not options.sibling and not options.attacks:
+        named = ", ".join(attack.name for attack in attacks if "sibling" in attack.needs)
+        attacks = tuple(attack for attack in attacks if "sibling" not in attack.needs)
+        if named:
+            say(f"left out, since they need another fingerprinted copy of the base (--sibling): {named}")
     require_writable(options.out / _RESULT)
     fingerprints = load_fingerprints(options.fingerprints)
     others = [load_fingerprints(path) for path in options.others or ()]
@@ -108,10 +113,5 @@ def make(options: argparse.Namespace) -> Robustness:
     result = robustness(scene, attacks, others=others, folder=options.out / _PARTS, progress=True)
     write_json(options.out / _RESULT, {"config": resolved(options), "result": result.to_json()})
     write_atomic(options.out / _TABLE, text(result))
-    try:
-        plots.require()
-    except BackendUnavailableError as error:
-        say(f"no plots: {error}")
-    else:
-        plots.write({options.model.name: result.to_json()}, options.out)
+    plots.write({options.model.name: result.to_json()}, options.out)
     return result

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from ..errors import BackendUnavailableError
 
 COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#8d6a9f", "#5c5c5c")
 Reports = Mapping[str, Mapping[str, Any]]  # label of a model -> its Robustness as JSON
 
 
-def require() -> None:
-    """BackendUnavailableError where matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise BackendUnavailableError("plots need matplotlib: pip install 'oml_fast[eval]'.")
-
-
 def write(reports: Reports, folder: Path, prefix: str = "") -> list[Path]:
     """All plots of all reports as SVG into `folder`; their paths."""
-    require()
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{prefix}{name}.svg" for name in ("bits_per_key", "fsr_against_utility", "persistence")]
     for draw, path in zip((bits_per_key, fsr_against_utility, persistence), paths, strict=True):

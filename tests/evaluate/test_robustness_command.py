@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from oml_fast.cli import main
+from oml_fast.evaluate import attacks
 from oml_fast.evaluate.attacks import ALL
 
 Run = Callable[..., tuple[int, str, str]]
@@ -46,6 +47,17 @@ def test_it_prints_the_table_and_writes_everything(run: Run, options: list[Any],
     code, again, _ = run(*options, "--attacks", "rounding/int8", "--json", "--device", "cpu")
     assert code == 0
     assert json.loads(again)["rows"] == saved["result"]["rows"][:1]  # kept, its seconds too
+
+
+def test_without_a_sibling_the_whole_battery_leaves_out_what_needs_one(
+    run: Run, options: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = tuple(attack for attack in ALL if attack.name in ("rounding/bf16", "projection/sibling"))
+    monkeypatch.setattr(attacks, "ALL", few)
+    code, out, err = run(*options, "--device", "cpu", "--json")
+    assert (code, [row["attack"] for row in json.loads(out)["rows"]]) == (0, ["rounding/bf16"])
+    assert "left out" in err
+    assert "projection/sibling" in err
 
 
 def test_the_list_names_every_attack_with_its_cost(capsys: pytest.CaptureFixture[str]) -> None:
