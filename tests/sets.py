@@ -59,6 +59,17 @@ def text_of(ids: Sequence[int]) -> str:
     return "".join(f" w{i}é" for i in ids if i != OUTSIDE)
 
 
+def without_windows(made: FingerprintSet) -> FingerprintSet:
+    """As imported: no windows, and nobody knows the candidates' places."""
+
+    def forget(asking: Any) -> Any:
+        responses = tuple(replace(response, index=None) for response in asking.responses)
+        return replace(asking, window=Window((), (), ()), responses=responses)
+
+    fingerprints = [replace(f, askings={n: forget(a) for n, a in f.askings.items()}) for f in made]
+    return replace(made, fingerprints=tuple(fingerprints), secret_commitment="")
+
+
 @dataclass
 class Scripted:
     """A suspect that answers each prompt as told, and every other prompt with OUTSIDE.

@@ -17,6 +17,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    with open_registry(options) as registry:
+    with open_registry(options, create=True) as registry:
         registry.add_licensee(options.name, options.note)
         finish(options, {"registry": registry.name, "licensee": options.name}, f"Added the licensee {options.name}.")

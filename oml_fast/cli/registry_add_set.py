@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     fingerprints = load_fingerprints(options.fingerprints)
     order = _order(options, fingerprints)
-    with open_registry(options) as registry:
+    with open_registry(options, create=True) as registry:
         record = registry.add_set(fingerprints, licensee=options.licensee, order=order)
         whose = f" of {record.licensee}" if record.licensee else ""
         text = f"The set {record.digest[:SHORT]}{whose} is recorded, with {record.num_fingerprints} keys."

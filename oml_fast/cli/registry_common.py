@@ -35,10 +35,11 @@ def where(options: argparse.Namespace) -> str:
     return str(named)
 
 
-def open_registry(options: argparse.Namespace) -> Registry:
+def open_registry(options: argparse.Namespace, *, create: bool = False) -> Registry:
+    """The registry named; only commands that begin one make it, so that a misspelt path is told."""
     from ..registry import Registry
 
-    return Registry(where(options))
+    return Registry(where(options), create=create)
 
 
 def chosen_set(registry: Registry, options: argparse.Namespace) -> str | None:

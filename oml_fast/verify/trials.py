@@ -39,7 +39,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One key's answers, read. `satisfied`: how many candidates they touch, in each format."""
+    """One key's answers, read. `satisfied`: how many candidates they touch, in each format, or can touch at most."""
 
     trials: tuple[Trial, ...]
     matched_formats: tuple[str, ...]
@@ -66,11 +66,10 @@ def read(test: str, rule: MatchRule, settings: Settings, fingerprint: Fingerprin
     if test == "rank":
         trials = tuple(rank_trial(a, answer, settings, bool(accepted[n])) for n, (a, answer) in askings.items())
         return Reading(trials, matched, satisfied, answered)
-    counts = dict(satisfied)
     for name, (asking, answer) in askings.items():
-        if not asking.window.token_ids:
-            counts[name] = rule.most(answer, settings.width)
-    null = null_of_key(null_of_asking(c, settings.width, settings.responses_per_key) for c in counts.values())
+        if not asking.window.token_ids:  # an imported set: nobody knows the candidates, so the most that there can be
+            satisfied[name] = rule.most(answer, settings.width)
+    null = null_of_key(null_of_asking(c, settings.width, settings.responses_per_key) for c in satisfied.values())
     if test == "count":  # more only where one answer satisfies several candidates
         null = max(null, count_null(settings))
     return Reading((match_trial(null, bool(matched)),), matched, satisfied, answered)

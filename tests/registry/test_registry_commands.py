@@ -77,6 +77,9 @@ def test_what_is_recorded_is_listed(run: Run, digest: str, tmp_path: Path) -> No
 
 
 def test_a_set_comes_before_its_keys_are_marked(run: Run) -> None:
+    with pytest.raises(InvalidArgumentError, match="there is no registry at .*make it with oml-fast registry add-set"):
+        run("spend", "--set", "3fa9", "--numbers", "0")
+    run("add-licensee", "--name", "Acme")
     with pytest.raises(InvalidArgumentError, match=r"begins with '3fa9': add it first, with oml-fast registry add-set"):
         run("spend", "--set", "3fa9", "--numbers", "0")
 
@@ -198,6 +201,9 @@ def test_the_registry_comes_from_the_environment(
         registry_keys.run(options)
     monkeypatch.setenv("OML_FAST_REGISTRY", str(tmp_path / "r"))
     assert settings.registry_url() == str(tmp_path / "r")
+    with pytest.raises(InvalidArgumentError, match="r"):  # a misspelt path makes no registry
+        registry_keys.run(options)
+    assert not (tmp_path / "r").exists()
+    Registry(tmp_path / "r").close()
     registry_keys.run(options)
     assert capsys.readouterr().out == "No sets.\n"
-    assert (tmp_path / "r").is_file()

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from reports import OTHER_KEY, SIGNING_KEY, TESTS, Made, another, edited, failed, found, make, places
-from sets import OTHER_SECRET, SECRET, carrier, inside, small_set
+from sets import OTHER_SECRET, SECRET, carrier, inside, small_set, without_windows
 
 from oml_fast import report
 from oml_fast.commit import CommitmentError
 from oml_fast.errors import InvalidArgumentError
 from oml_fast.signing import sign_document
+from oml_fast.verify import ExactMatch, MatchRule, PrefixMatch, WithinMatch, verify
 from oml_fast.verify.replay import fixed_log10_p, replay
 
 TRUSTED = SIGNING_KEY.verification_key
@@ -300,3 +301,12 @@ def test_opening_refuses_what_does_not_belong(made: Made, tmp_path: Path) -> Non
     other = make(tmp_path, test="count")
     with pytest.raises(InvalidArgumentError, match=r"another verification \(test differ"):
         report.read_answers(made.document, other.answers)
+
+
+@pytest.mark.parametrize("rule", [ExactMatch(), PrefixMatch(), WithinMatch(3)], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("text_only", [False, True], ids=["ids", "text"])
+def test_an_honest_report_on_an_imported_set_holds(rule: MatchRule, text_only: bool) -> None:
+    made = without_windows(small_set(32))
+    verification = verify(made, carrier(small_set(32), text_only=text_only), rule=rule, mode="fixed")
+    assert verification.matches == 32
+    assert report.check(report.document(verification, suspect="leak")).ok

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from sets import Scripted, carrier, small_set
+from sets import Scripted, carrier, small_set, without_windows
 
 from oml_fast.completer import CHOOSE, SCORE, TOP_SCORES, Completion, Prompt
 from oml_fast.errors import CompleterError, InvalidArgumentError
-from oml_fast.fingerprint import FingerprintSet, Window
 from oml_fast.verify import PrefixMatch, WithinMatch, verify
 
 ALL = frozenset({SCORE, TOP_SCORES, CHOOSE})
-
-
-def without_windows(made: FingerprintSet) -> FingerprintSet:
-    """As imported: no windows, and nobody knows the candidates' places."""
-
-    def forget(asking: Any) -> Any:
-        responses = tuple(replace(response, index=None) for response in asking.responses)
-        return replace(asking, window=Window((), (), ()), responses=responses)
-
-    fingerprints = [replace(f, askings={n: forget(a) for n, a in f.askings.items()}) for f in made]
-    return replace(made, fingerprints=tuple(fingerprints), secret_commitment="")
 
 
 @pytest.mark.parametrize(
