@@ -77,7 +77,7 @@ def test_what_is_recorded_is_listed(run: Run, digest: str, tmp_path: Path) -> No
 
 
 def test_a_set_comes_before_its_keys_are_marked(run: Run) -> None:
-    with pytest.raises(InvalidArgumentError, match="there is no registry at .*make it with oml-fast registry add-set"):
+    with pytest.raises(InvalidArgumentError, match=r"there is no registry at .*make it with oml-fast registry add-set"):
         run("spend", "--set", "3fa9", "--numbers", "0")
     run("add-licensee", "--name", "Acme")
     with pytest.raises(InvalidArgumentError, match=r"begins with '3fa9': add it first, with oml-fast registry add-set"):
