@@ -21,20 +21,25 @@ from typing import Any
 
 from common import ROOT, Figure, base_model, commit, data_file, describe_run, finish, parser, start
 from figures import rewritten
-from subjects import SUBJECTS, make
+from subjects import SUBJECTS, Subject, make
 
 from oml_fast.evaluate import plots
 from oml_fast.evaluate.attack import Scene
 from oml_fast.evaluate.attacks import QUICK, choose
 from oml_fast.evaluate.battery import robustness
 from oml_fast.evaluate.data import Data
-from oml_fast.evaluate.report import cells, specificity_text
+from oml_fast.evaluate.report import Strongest, cells, specificity_text, strongest
 from oml_fast.evaluate.specificity import NEAR_BAR
 from oml_fast.fingerprint import FingerprintSet
 from oml_fast.models import load
 
-SIZES = {64: ("ours-64", "published-64"), 256: ("ours-256", "published-256")}
+SIZES = {
+    64: ("ours-64", "published-64"),
+    256: ("ours-256", "published-256", "harmless-256", "robust-256"),
+}
 FULL = tuple(name for names in SIZES.values() for name in names)
+PRESETS = ("harmless-256", "robust-256")
+ROBUST = "robust-256"
 COMPARED = ("ours-64-second", "english-random-64", "random-word-64")
 SIBLING = "ours-64-second"  # the other fingerprinted copy in every host's reach; its own is ours-64
 PAGE, TABLES, PLOTS = ROOT / "docs/robustness.md", ROOT / "docs/robustness-tables.md", ROOT / "docs/plots"
@@ -115,6 +120,26 @@ DIRECTIONS = (
 )
 
 
+# What hosts do to a model without meaning any harm to its fingerprints.
+BENIGN = ("prompts", "sampling", "rounding", "gguf", "merge", "sft", "lora", "dpo")
+MOST_PRUNED = 0.3  # more of the weights ruins the model
+# The lowest FSR that the preset robust must keep.
+KEPT = {
+    "merge/linear-0.7": 0.95,
+    "merge/linear-0.5": 0.7,
+    "rounding/int4-128": 0.9,
+    "prompts/ten-systems": 0.9,
+    "sft/2000": 0.9,
+    "suppress/top-1": 0.8,
+    "suppress/gated-0.9": 0.8,
+    "suppress/gated-0.7": 0.8,
+    "suppress/gated-0.5": 0.8,
+    "suppress/gated-0.3": 0.8,
+}
+MOST_KL = 0.10
+CLEAN_BITS, BENIGN_BITS, SUPPRESSED_BITS = 3.5, 1.0, 0.5
+
+
 def attack(name: str, work: Path, only: Sequence[str] = ()) -> dict[str, Any]:
     """The report of one model, as far as it is not there yet, and the commits that it was measured at."""
     for needed in (name, SIBLING, "ours-64"):
@@ -157,13 +182,62 @@ def directions(reports: Mapping[str, Report], how: str) -> list[Figure]:
     return rows
 
 
+def robust_bars(reports: Mapping[str, Report], how: str) -> list[Figure]:
+    """What the preset robust must hold: evidence by the strongest test that a host's access allows, FSR, and drift."""
+    if ROBUST not in reports:
+        return []
+    before = reports[ROBUST]["before"]
+    rows = {row["attack"]: row for row in reports[ROBUST]["rows"] if not row["skipped"]}
+    benign = {name: row for name, row in rows.items() if _is_benign(row)}
+    suppressed = {name: row for name, row in rows.items() if name.startswith("suppress/")}
+    figures = [_bits("bits a spent key, as released", before, CLEAN_BITS, how)]
+    for what, found, bar in (
+        ("worst benign attack", benign, BENIGN_BITS),
+        ("worst suppression", suppressed, SUPPRESSED_BITS),
+    ):
+        if found:
+            name = min(found, key=lambda name: strongest(found[name]).bits)
+            figures.append(_bits(f"bits a spent key, {what} of {len(found)}: {name}", found[name], bar, how))
+    missed = [name for name, row in rows.items() if strongest(row).verdict != "match"]
+    shown = f"{len(rows) - len(missed)} of {len(rows)}" + (f"; not after {', '.join(missed)}" if missed else "")
+    figures.append(Figure("match at 1e-6 by the strongest test", ROBUST, shown, "after each attack", not missed, how))
+    for name, least in KEPT.items():
+        if name in rows:
+            fsr = rows[name]["fsr"]
+            figures.append(Figure(f"FSR after {name}", ROBUST, f"{fsr:.3f}", f">= {least:g}", fsr >= least, how))
+    kl = before["text"]["kl"]
+    figures.append(Figure("KL to the base on text", ROBUST, f"{kl:.3f}", f"<= {MOST_KL:g}", kl <= MOST_KL, how))
+    return figures
+
+
+def _is_benign(row: Report) -> bool:
+    family = row["attack"].split("/")[0]
+    return family in BENIGN or (family == "pruning" and row["strength"] <= MOST_PRUNED)
+
+
+def _bits(what: str, row: Report, least: float, how: str) -> Figure:
+    found = strongest(row)
+    return Figure(what, ROBUST, f"{found.bits:.2f} ({_words(found)})", f">= {least:g}", found.bits >= least, how)
+
+
+def _words(found: Strongest) -> str:
+    keys = "" if found.keys is None else f", a match takes {found.keys:,} keys"
+    return f"{found.test.replace('_', ' ')} test{keys}"
+
+
 def publish(reports: Mapping[str, Report]) -> None:
     """Write the tables and the plots of docs."""
     for path, content in documents(reports).items():
         path.write_text(content)
     for size, names in SIZES.items():
-        if drawn := {name: reports[name] for name in names if name in reports}:
-            plots.write(drawn, PLOTS, f"robustness_{size}_")
+        if shown := drawn(names, reports):
+            plots.write(shown, PLOTS, f"robustness_{size}_")
+
+
+def drawn(names: Sequence[str], reports: Mapping[str, Report]) -> dict[str, Report]:
+    """The reports that share a plot: the presets, where there are any, take the place of ours-256."""
+    replaced = any(name in reports for name in names if name in PRESETS)
+    return {n: reports[n] for n in names if n in reports and not (replaced and n == "ours-256")}
 
 
 def documents(reports: Mapping[str, Report]) -> dict[Path, str]:
@@ -225,8 +299,11 @@ def _rows(report: Report) -> list[list[str]]:
 
 
 def _made(report: Report) -> str:
-    made, v = report["made"], SUBJECTS[report["model"]]
+    made, name = report["made"], report["model"]
+    v = SUBJECTS.get(name, Subject(report["num_fingerprints"]))
     how = "the published training" if v.published else "the default recipe"
+    if name in PRESETS:
+        how = f"the preset {name.split('-')[0]}"
     return textwrap.fill(
         f"{v.num} fingerprints, width {report['width']}, {v.responses} responses, {how}: {made['epochs']} epochs, "
         f"{made['cpu_seconds']:.0f} CPU seconds. Attacked at {', '.join(report['commits'])}.",
@@ -263,13 +340,15 @@ def main() -> None:
     start(arguments.threads)
     run = describe_run(arguments.threads, base_model())
     only = arguments.attacks.split(",") if arguments.attacks else ()
-    made = {name: attack(name, arguments.work, only) for name in arguments.names or (*FULL, *COMPARED)}
+    everything = [name for name in (*FULL, *COMPARED) if name in SUBJECTS]
+    made = {name: attack(name, arguments.work, only) for name in arguments.names or everything}
     if only:
         print("measured and kept; without --attacks the same command writes the tables and plots", file=sys.stderr)
         return
     kept = json.loads(arguments.out.read_text())["reports"] if arguments.out.is_file() else {}
     reports = {name: (kept | made)[name] for name in (*FULL, *COMPARED) if name in kept | made}
-    finish(arguments.out, run, directions(reports, "python bench/robustness.py"), {"reports": reports})
+    how = "python bench/robustness.py"
+    finish(arguments.out, run, directions(reports, how) + robust_bars(reports, how), {"reports": reports})
     publish(reports)
 
 

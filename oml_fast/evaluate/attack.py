@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,13 +36,15 @@ class Scene:
 class Attacked:
     """What is left. `model` is set where the weights changed; `details` are plain JSON values for the report.
 
-    said: token ids that the host itself puts before every answer, and its users read with it.
+    said: token ids that the host itself puts before every answer, and its users read with it. hosts: where the attack
+    stands for several hosts alike, all of them by a short name, `completer` the first; each is asked every key.
     """
 
     completer: Completer
     model: LanguageModel | None = None
     details: dict[str, Any] = field(default_factory=dict)
     said: tuple[int, ...] = ()
+    hosts: Mapping[str, Completer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

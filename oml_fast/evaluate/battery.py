@@ -6,10 +6,11 @@ import hashlib
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tqdm import tqdm
@@ -21,7 +22,7 @@ from ..errors import BackendUnavailableError, FingerprintFormatError, InvalidArg
 from ..files import read_text, write_json
 from ..fingerprint import FingerprintSet
 from ..measure import BaseView
-from ..models import HfCompleter, LanguageModel
+from ..models import HfCompleter
 from ..verify import Verification, verify
 from ..verify.statistics import TESTS, bits_per_key, convicts
 from .answers import Questions, questions_source
@@ -66,10 +67,19 @@ class Gauge:
         self._pairs = blimp(scene.data, _PAIRS) if scene.data.has("blimp") else None
         self.questions.score(HfCompleter(scene.model))  # what `changed` compares with
 
-    def measure(self, completer: Completer, model: LanguageModel | None, said: Sequence[int] = ()) -> dict[str, Any]:
-        """FSR and evidence; ordinary answers; where the weights are known, drift from the base and BLiMP."""
-        found: dict[str, Any] = {**evidence(ask(self._scene.fingerprints, completer))}
-        found["answers"] = asdict(self.questions.score(completer, said))
+    def measure(self, attacked: Attacked) -> dict[str, Any]:
+        """FSR and evidence; ordinary answers; where the weights are known, drift from the base and BLiMP.
+
+        Of several hosts the ordinary answers are those of the one whose evidence is reported.
+        """
+        completer, model = attacked.completer, attacked.model
+        if attacked.hosts:
+            asked = {name: evidence(ask(self._scene.fingerprints, host)) for name, host in attacked.hosts.items()}
+            worst, found = of_several(asked)
+            completer = attacked.hosts[worst]
+        else:
+            found = evidence(ask(self._scene.fingerprints, completer))
+        found["answers"] = asdict(self.questions.score(completer, attacked.said))
         if model is not None:
             drift = self._text.drift(model)
             found["text"] = {"kl": drift.kl, "perplexity": drift.perplexity, "perplexity_base": drift.perplexity_base}
@@ -86,7 +96,8 @@ def ask(fingerprints: FingerprintSet, completer: Completer) -> Verification:
 def evidence(verification: Verification) -> dict[str, Any]:
     """FSR, and what each test makes of the answers, in bits a key; None where the host shows too little for the test.
 
-    The verdict is the window test's, on every row: what anybody can reach who sees no more than answers.
+    `verdict` is the window test's, on every row: what anybody can reach who sees no more than answers. `strongest` is
+    the test that sees most of what this host shows, with its verdict.
     """
     v = verification
     log10_p = v.fixed_log10_p
@@ -103,7 +114,27 @@ def evidence(verification: Verification) -> dict[str, Any]:
         "log10_p": log10_p,
         "bits_per_key": bits,
         "verdict": "match" if fired else gone,
+        "strongest": {"test": v.test, "verdict": v.verdict},
     }
+
+
+def of_several(asked: Mapping[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """One row for hosts that were each asked every key: the worst one's name, and its evidence beside the mean FSR.
+
+    Ten askings of a key are one draw, not ten keys: p-values, bits, verdicts, counts and interval are those of the
+    host that gives least evidence, then the lowest FSR. Only `fsr` and `fsr_by_format` are means over the hosts.
+    """
+
+    def worth(name: str) -> tuple[float, float]:
+        found = asked[name]
+        return -found["log10_p"][found["strongest"]["test"]], found["fsr"]
+
+    worst = min(asked, key=worth)
+    own = asked[worst]
+    by_host = {name: found["fsr"] for name, found in asked.items()}
+    by_format = {name: fmean(found["fsr_by_format"][name] for found in asked.values()) for name in own["fsr_by_format"]}
+    details = {"fsr_by_host": by_host, "worst": worst, "fsr_worst": own["fsr"]}
+    return worst, own | {"fsr": fmean(by_host.values()), "fsr_by_format": by_format, "details": details}
 
 
 def robustness(
@@ -152,7 +183,7 @@ def robustness(
 def _before(scene: Scene, gauge: Gauge) -> dict[str, Any]:
     """The model as it was released. Raises InvalidArgumentError where it does not carry the set."""
     fsr_base = ask(scene.fingerprints, HfCompleter(scene.base)).fsr
-    found = gauge.measure(HfCompleter(scene.model), scene.model)
+    found = gauge.measure(Attacked(HfCompleter(scene.model), scene.model))
     if found["verdict"] == "no_match" or found["fsr"] <= fsr_base:
         raise InvalidArgumentError(
             f"{scene.model.name} answers {found['matches']} of {found['queried']} keys, its base {fsr_base:.0%}: it "
@@ -173,9 +204,10 @@ def _row(attack: Attack, scene: Scene, gauge: Gauge, before: dict[str, Any]) -> 
         attacked: Attacked = attack.run(scene)
     except InvalidArgumentError as error:
         return row | {"skipped": str(error)}
-    after = gauge.measure(attacked.completer, attacked.model, attacked.said)
+    after = gauge.measure(attacked)
     seconds = time.perf_counter() - started
-    return row | after | {"persistence": after["fsr"] / before["fsr"], "details": attacked.details, "seconds": seconds}
+    details = {**attacked.details, **after.get("details", {})}
+    return row | after | {"persistence": after["fsr"] / before["fsr"], "details": details, "seconds": seconds}
 
 
 class _Kept:

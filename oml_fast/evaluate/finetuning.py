@@ -34,7 +34,8 @@ class Budget:
     """What an attacker spends: examples to train on and to hold out, the most token ids of one, epochs, batch size.
 
     epochs: 2, those of [SF]'s Alpaca runs. train, max_ids: what one CPU thread does in about a minute with 135M
-    parameters, 25,000 token ids at 2.5 ms; [SF] had 52,000 examples, so these runs are the mild end.
+    parameters, 25,000 token ids at 2.5 ms; [SF] had 52,000 examples, so these runs are the mild end. An attack that is
+    about more of them has a budget of its own.
     """
 
     train: int = 192
@@ -76,13 +77,16 @@ class Trained:
         return {"steps": self.steps, "trained_tokens": self.tokens}
 
 
-def choose(model: LanguageModel, data: Data, budget: Budget, seed: int) -> tuple[list[Example], list[Example]]:
+def choose(
+    model: LanguageModel, data: Data, budget: Budget, seed: int, more: Sequence[tuple[str, str]] = ()
+) -> tuple[list[Example], list[Example]]:
     """Examples to train on and others to hold out, drawn by `seed` from the data's short enough ones, each once.
 
-    Raises InvalidArgumentError that names the file where it has too few.
+    more: (instruction, output) pairs beside those that the data leave to attackers. Raises InvalidArgumentError that
+    names the file where it has too few.
     """
     usable: dict[tuple[int, ...], Example] = {}
-    for instruction, output in data.instructions():
+    for instruction, output in (*data.instructions(), *more):
         prompt = prompt_ids(model, instruction)
         example = Example((*prompt, *answer_ids(model, output)), len(prompt))
         if output and len(example.ids) <= budget.max_ids:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from sets import TOKENIZER, VOCABULARY, carrier, small_set
 
+from oml_fast.completer import SCORE, Completion
 from oml_fast.errors import BackendUnavailableError, FingerprintFormatError, InvalidArgumentError
 from oml_fast.evaluate import battery, plots
 from oml_fast.evaluate.attack import Attack, Attacked, Scene
 from oml_fast.evaluate.attacks import ALL, QUICK, choose
-from oml_fast.evaluate.battery import Robustness, robustness
+from oml_fast.evaluate.attacks.suppression import suppressing
+from oml_fast.evaluate.battery import Robustness, ask, evidence, of_several, robustness
 from oml_fast.evaluate.data import Data
-from oml_fast.evaluate.hosts import Host
+from oml_fast.evaluate.hosts import Host, greedily
 from oml_fast.evaluate.report import COLUMNS, text
+from oml_fast.fingerprint import FingerprintSet
 from oml_fast.models import HfCompleter
 
 
@@ -40,6 +47,14 @@ def impossible(scene: Scene) -> Attacked:
 
 HONEST = Attack("test/honest", "nothing", honest)
 TO_BASE = Attack("test/to-base", "the base model", to_base, strength=0.0)
+
+
+def two_hosts(scene: Scene) -> Attacked:
+    hosts = {"honest": HfCompleter(scene.model), "base": HfCompleter(scene.base)}
+    return Attacked(hosts["honest"], details={"own": 1}, hosts=hosts)
+
+
+TWO_HOSTS = Attack("test/two-hosts", "nothing", two_hosts)
 SILENCE = Attack("test/silence", "all users", silence)
 IMPOSSIBLE = Attack("test/impossible", "nothing", impossible)
 
@@ -75,6 +90,78 @@ def test_evidence_stands_by_every_test(result: Robustness) -> None:
     assert bits["window"] == pytest.approx(4.0, abs=0.5)  # one answer in a window of 16
     assert 0 < bits["count"] <= bits["window"] + 1e-9
     assert bits["rank"] == bits["forced_choice"] == pytest.approx(4.0)
+
+
+def test_the_strongest_test_and_its_verdict_are_kept(result: Robustness) -> None:
+    assert result.before["strongest"] == {"test": "rank", "verdict": "match"}
+    assert row(result, "to-base")["strongest"] == {"test": "rank", "verdict": "no_match"}
+    assert row(result, "silence")["strongest"] == {"test": "window", "verdict": "no_match"}
+
+
+def test_of_several_hosts_the_evidence_is_the_worst_ones_and_the_fsr_the_mean(scene: Scene, result: Robustness) -> None:
+    (found,) = robustness(scene, [TWO_HOSTS]).rows
+    before, worst = result.before["fsr"], row(result, "to-base")
+    names = ("queried", "matches", "informative", "log10_p", "bits_per_key", "verdict", "strongest", "fsr_interval")
+    assert {name: found[name] for name in names} == {name: worst[name] for name in names}
+    assert found["answers"] == worst["answers"]
+    assert found["fsr"] == found["fsr_by_format"]["raw"] == before / 2
+    assert found["persistence"] == 0.5
+    by_host = {"honest": before, "base": 0.0}
+    assert found["details"] == {"own": 1, "fsr_by_host": by_host, "worst": "base", "fsr_worst": 0.0}
+
+
+def test_ten_askings_of_a_key_are_not_ten_keys() -> None:
+    fingerprints = small_set(20)
+    asked = {str(kept): evidence(ask(fingerprints, carrier(fingerprints, kept))) for kept in (20, 12, 16, 12)}
+    worst, found = of_several(asked)
+    assert worst == "12"
+    assert (found["queried"], found["matches"], found["details"]["fsr_worst"]) == (20, 12, 0.6)
+    assert found["fsr"] == pytest.approx(0.8)
+    assert found["bits_per_key"] == asked["12"]["bits_per_key"]
+    assert all(found["log10_p"]["window"] >= one["log10_p"]["window"] for one in asked.values())
+
+
+@pytest.mark.parametrize("responses", [1, 2, 3])
+def test_evidence_of_several_responses_a_key_by_any_host(responses: int) -> None:
+    """A host that suppresses the first `top` ids says the next response, and its chance is r of 16, not 1."""
+    fingerprints = small_set(32, responses_per_key=responses)
+    for top in range(responses + 1):
+        found = evidence(ask(fingerprints, Ranked(fingerprints, top)))
+        kept = top < responses
+        bits = math.log2(16 / responses) if kept else 0.0
+        assert found["fsr"] == float(kept)
+        assert found["bits_per_key"] == {
+            "rank": None, "forced_choice": None, "window": pytest.approx(bits), "count": pytest.approx(bits, abs=1e-9),
+        }  # fmt: skip
+        assert found["strongest"] == {"test": "window", "verdict": "match" if kept else "no_match"}
+    seen = carrier(fingerprints, capabilities=frozenset({SCORE}))
+    bits = math.log2(16 / responses)
+    found = evidence(ask(fingerprints, seen))
+    assert found["bits_per_key"] == pytest.approx(dict.fromkeys(("rank", "forced_choice", "window", "count"), bits))
+    assert found["strongest"] == {"test": "rank", "verdict": "match"}
+
+
+class Ranked:
+    """A host that suppresses: its model gives each key's responses, in their order, the highest logits."""
+
+    name, tokenizer_digest = "suppressing", TOKENIZER
+
+    def __init__(self, fingerprints: FingerprintSet, top: int) -> None:
+        self._ids = {
+            fingerprint.key_ids: [response.token_ids[0] for response in fingerprint.askings["raw"].responses]
+            for fingerprint in fingerprints
+        }
+        self._top = top
+
+    def complete(self, prompts: Sequence[Sequence[int]], length: int) -> list[Completion]:
+        logits = torch.zeros(len(prompts), VOCABULARY)
+        for row, prompt in zip(logits, prompts, strict=True):
+            ids = self._ids[tuple(prompt)]
+            row[ids] = torch.arange(len(ids), 0, -1.0)
+        batch = torch.tensor([list(prompt) for prompt in prompts])
+        strategy = suppressing(self._top) if self._top else greedily
+        chosen = strategy(batch)(logits, batch[:, :0])
+        return [Completion((token_id,), "") for token_id in chosen.tolist()]
 
 
 def test_a_host_that_refuses_pays_with_its_users(result: Robustness) -> None:

@@ -6,8 +6,9 @@ blocks; embeddings, head, norms and biases stay, as is usual (LLM.int8 [Dettmers
 [Lin et al. 2024, arXiv 2306.00978]).
 
 INT8: symmetric, a scale for each output channel, -127 to 127.
-INT4: asymmetric, a scale and a whole zero point for each group of 32 along the input, 0 to 15, as in the
-round-to-nearest baseline of AWQ.
+INT4: asymmetric, a scale and a whole zero point for each group along the input, 0 to 15, as in the round-to-nearest
+baseline of AWQ. `rounding/int4` has groups of 32, as GGUF does; `rounding/int4-128` of 128, the usual ones of GPTQ
+[Frantar et al. 2022, arXiv 2210.17323] and AWQ, whose steps are wider.
 FP8: e4m3, one scale for each tensor, its largest weight at 448 [Micikevicius et al. 2022, arXiv 2209.05433].
 """
 
@@ -38,13 +39,13 @@ def int8(weight: Tensor) -> Tensor:
     return torch.where(scale > 0, weight / scale, 0.0).round().clamp(-127, 127) * scale
 
 
-def int4(weight: Tensor) -> Tensor:
-    """[out, in] float32, rounded to 4 bits by group of 32 inputs (the last may be shorter); off by at most half a step.
+def int4(weight: Tensor, group: int = GROUP) -> Tensor:
+    """[out, in] float32, rounded to 4 bits by `group` inputs (a row's last may be fewer); off by at most half a step.
 
     The range of a group holds zero, so that a zero stays one: the step is (max(w, 0) - min(w, 0)) / 15.
     """
     rows, width = weight.shape
-    groups = functional.pad(weight, (0, -width % GROUP)).reshape(rows, -1, GROUP)
+    groups = functional.pad(weight, (0, -width % group)).reshape(rows, -1, group)
     low, high = groups.amin(2, keepdim=True).clamp(max=0), groups.amax(2, keepdim=True).clamp(min=0)
     step = (high - low) / 15
     safe = torch.where(step > 0, step, 1.0)
@@ -115,12 +116,18 @@ def _bf16(scene: Scene) -> Attacked:
     return Attacked(HfCompleter(model), model, {"changed_weights": changed})
 
 
+CHANGES: dict[str, Change] = {
+    "int8": int8,
+    "int4": int4,
+    "int4-128": partial(int4, group=128),
+    "fp8": fp8,
+}
 _COST = "no data, no forward pass: one pass over the weights, which every host may do before serving"
 
 ATTACKS: tuple[Attack, ...] = (
     Attack("rounding/bf16", _COST, _bf16),
     *(
         Attack(f"rounding/{name}", _COST, partial(_round_blocks, change=change, name=name))
-        for name, change in (("int8", int8), ("int4", int4), ("fp8", fp8))
+        for name, change in CHANGES.items()
     ),
 )

@@ -1,7 +1,7 @@
 """Full supervised fine-tuning, the change that most released models see [SF 4: Alpaca, 2 epochs, 1e-5; SEM].
 
 1e-5 is [SF]'s rate, 2e-5 the usual one for Alpaca. At "best" the attacker tunes too: of five rates the one whose
-model has the lowest loss on held-out examples of the attacker's own data.
+model has the lowest loss on held-out examples of the attacker's own data. "2000" is ten times the others' data at 2e-5.
 """
 
 from __future__ import annotations
@@ -12,18 +12,34 @@ from functools import partial
 
 from ...errors import InvalidArgumentError
 from ...models import HfCompleter
+from ..answers import Questions
 from ..attack import Attack, Attacked, Scene
-from ..finetuning import Budget, Example, choose, held_out_loss, supervise
+from ..finetuning import Budget, Example, choose, held_out_loss, prompt_ids, supervise
 from ..hosts import copy_of
 
 _RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
 _BUDGET = Budget()
+# Of the public data's 2,192 rows 2,097 are different and answered: 2,081 have at most 256 token ids, all at most 314.
+# Without the 40 that the battery asks 2,057 are left: 2,000 and 48 held out take all lengths and every fifth row.
+_MANY = Budget(train=2000, max_ids=320)
 
 
 def fine_tune(scene: Scene, *, learning_rate: float, budget: Budget = _BUDGET) -> Attacked:
     """All weights trained at one rate. InvalidArgumentError: too few examples, or a rate that breaks the model."""
     examples, held_out = choose(scene.model, scene.data, budget, scene.seed)
     return _fine_tuned(scene, examples, held_out, learning_rate, budget)
+
+
+def fine_tune_on_many(scene: Scene, *, learning_rate: float, budget: Budget = _MANY) -> Attacked:
+    """As `fine_tune`, also on those held-out questions of the data that the battery does not ask."""
+    examples, held_out = choose(scene.model, scene.data, budget, scene.seed, _unasked(scene))
+    return _fine_tuned(scene, examples, held_out, learning_rate, budget)
+
+
+def _unasked(scene: Scene) -> list[tuple[str, str]]:
+    asked = {tuple(ids) for ids in Questions(scene.base, scene.data).prompts}
+    pairs = scene.data.questions()
+    return [(question, answer) for question, answer in pairs if tuple(prompt_ids(scene.base, question)) not in asked]
 
 
 def fine_tune_best(scene: Scene, *, rates: Sequence[float] = _RATES, budget: Budget = _BUDGET) -> Attacked:
@@ -89,8 +105,12 @@ def _fine_tuned(
     return Attacked(HfCompleter(model), model, details)
 
 
-_DATA = f"{_BUDGET.train} instructions with answers, {_BUDGET.epochs} times through training"
-_COST = f"{_DATA}, each about 3 forward passes"
+def _cost(budget: Budget) -> str:
+    often = f"{budget.epochs} times through training, each about 3 forward passes"
+    return f"{budget.train} instructions with answers, {often}"
+
+
+_COST = _cost(_BUDGET)
 ATTACKS = (
     Attack("sft/1e-5", _COST, partial(fine_tune, learning_rate=1e-5), ("instructions",)),
     Attack("sft/2e-5", _COST, partial(fine_tune, learning_rate=2e-5), ("instructions",)),
@@ -100,4 +120,5 @@ ATTACKS = (
         fine_tune_best,
         ("instructions",),
     ),
+    Attack("sft/2000", _cost(_MANY), partial(fine_tune_on_many, learning_rate=2e-5), ("instructions",)),
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tiny import write_tiny_model
 
+import oml_fast
 from oml_fast.errors import InvalidArgumentError
 from oml_fast.evaluate.attack import Attack, Scene
 from oml_fast.evaluate.attacks import prefill, prompts
@@ -159,6 +160,38 @@ def test_what_each_variant_makes_of_a_key_in_the_chat_template(
     assert {name: read_by_model(tiny_model, name, asked, monkeypatch) for name in expected} == expected
 
 
+@pytest.mark.parametrize("name", ["prompts/ten-systems", "prompts/chat-ten-systems"])
+@pytest.mark.parametrize("asked_in_chat", [False, True])
+def test_ten_hosts_have_a_system_prompt_each(
+    tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch, name: str, asked_in_chat: bool
+) -> None:
+    asked = chat(tiny_model, ("user", KEY)) if asked_in_chat else raw(tiny_model, KEY)
+    attacked = attack(name).run(scene_of(tiny_model))
+    assert list(attacked.hosts) == list(prompts.SYSTEMS)
+    assert len(set(prompts.SYSTEMS.values())) == 10
+    assert attacked.completer is attacked.hosts["travel agency"]
+    for short, host in attacked.hosts.items():
+        with monkeypatch.context() as patch:
+            seen: list[list[int]] = []
+            patch.setattr(Host, "_answer", lambda self, batch, length, seen=seen: [seen.extend(batch) or [0] * length])
+            host.complete([asked], 1)
+        system = prompts.SYSTEMS[short]
+        in_template = chat(tiny_model, ("system", system), ("user", KEY))
+        plain = raw(tiny_model, f"{system} {KEY}")
+        assert seen == [in_template if asked_in_chat or name == "prompts/chat-ten-systems" else plain], short
+
+
+def test_no_training_template_holds_one_of_the_ten_system_prompts() -> None:
+    assert 85 <= len(prompts.SYSTEMS["policy"].split()) <= 130
+    files = [path for path in (Path(oml_fast.__file__).parent / "embed").rglob("*") if path.is_file()]
+    texts = [" ".join(path.read_text().split()) for path in files if path.suffix != ".pyc"]
+    assert texts
+    for short, system in prompts.SYSTEMS.items():
+        words = system.split()
+        for start in range(len(words) - 5):
+            assert not [text for text in texts if " ".join(words[start : start + 6]) in text], short
+
+
 def test_a_conversation_with_its_own_system_prompt_is_raw_text(tiny_model: LanguageModel) -> None:
     asked = chat(tiny_model, ("system", "Be good."), ("user", KEY))
     message = prompts.Reader(scene_of(tiny_model)).read(asked)
@@ -192,7 +225,7 @@ def test_the_answer_is_that_of_the_model_to_what_it_reads(tiny_model: LanguageMo
 
 def test_variants_that_need_a_chat_template_say_so(plain_model: LanguageModel) -> None:
     scene = scene_of(plain_model)
-    for name in ("prompts/chat", "prompts/chat-system"):
+    for name in ("prompts/chat", "prompts/chat-system", "prompts/chat-ten-systems"):
         with pytest.raises(InvalidArgumentError, match="no chat template"):
             attack(name).run(scene)
     for name in ("prompts/system-plain", "prefill/sure"):

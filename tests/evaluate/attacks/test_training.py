@@ -13,17 +13,19 @@ import pytest
 import torch
 
 from oml_fast.errors import BackendUnavailableError, InvalidArgumentError
+from oml_fast.evaluate.answers import Questions
 from oml_fast.evaluate.attack import Attacked, Scene
 from oml_fast.evaluate.attacks import distillation, dpo, lora, meraser, sft
 from oml_fast.evaluate.data import Data
-from oml_fast.evaluate.finetuning import Budget, choose
+from oml_fast.evaluate.finetuning import Budget, Example, choose, prompt_ids
 from oml_fast.evaluate.hosts import copy_of
-from oml_fast.models import LanguageModel
+from oml_fast.models import HfCompleter, LanguageModel
 
 BUDGET = Budget(train=16, held_out=4, max_ids=64, epochs=2, batch_size=8)
 RATE = 3e-3  # a tiny random model needs a hundred times what a trained one does
 RUNS: dict[str, Callable[[Scene], Attacked]] = {
     "sft": partial(sft.fine_tune, learning_rate=RATE, budget=BUDGET),
+    "sft on many": partial(sft.fine_tune_on_many, learning_rate=RATE, budget=BUDGET),
     "sft best": partial(sft.fine_tune_best, rates=(RATE / 10, RATE), budget=BUDGET),
     "lora": partial(lora.fine_tune, rank=4, learning_rate=RATE, budget=BUDGET),
     "dpo": partial(dpo.optimise, learning_rate=RATE / 10, budget=BUDGET),
@@ -91,7 +93,7 @@ def test_too_few_examples_are_refused_by_name(scene: Scene, tmp_path: Path, name
         pytest.importorskip("peft")
     rows = [json.dumps({"instruction": f"What is {n}?", "output": "It."}) + "\n" for n in range(10)]
     (tmp_path / "sft_instructions.jsonl").write_text("".join(rows))
-    with pytest.raises(InvalidArgumentError, match=r"sft_instructions\.jsonl: .* needs 20 .* and it has 8"):
+    with pytest.raises(InvalidArgumentError, match=r"sft_instructions\.jsonl: .* needs 20 .* and it has [89]"):
         RUNS[name](replace(scene, data=Data(tmp_path)))
 
 
@@ -106,6 +108,24 @@ def test_the_best_rate_is_that_of_the_lowest_held_out_loss(scene: Scene) -> None
     assert alone.model is not None
     assert equal(state(best.model), state(alone.model))
     assert best.details["trained_tokens_of_search"] == 2 * alone.details["trained_tokens"]
+
+
+def test_the_run_on_many_takes_what_the_battery_does_not_ask(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Example] = []
+
+    def nothing(scene: Scene, examples: list[Example], held_out: list[Example], *_: object) -> Attacked:
+        trained.extend([*examples, *held_out])
+        return Attacked(HfCompleter(scene.model))
+
+    monkeypatch.setattr(sft, "_fine_tuned", nothing)
+    (attack,) = (attack for attack in sft.ATTACKS if attack.name == "sft/2000")
+    attack.run(scene)
+    prompts = {example.prompt for example in trained}
+    assert len(trained) == len(prompts) == 2000 + 48
+    assert prompts.isdisjoint(tuple(ids) for ids in Questions(scene.base, scene.data).prompts)
+    questions = {tuple(prompt_ids(scene.model, question)) for question, _ in scene.data.questions()}
+    assert prompts & questions
+    assert attack.cost.startswith("2000 instructions with answers, 2 times through training")
 
 
 def test_a_rate_that_breaks_the_model_loses_the_search(scene: Scene) -> None:
@@ -198,7 +218,7 @@ def test_a_teacher_has_nothing_to_teach_itself(scene: Scene) -> None:
 def test_every_attack_is_named_and_says_its_cost_and_needs() -> None:
     attacks = [attack for module in MODULES for attack in module.ATTACKS]
     assert [attack.name for attack in attacks] == [
-        *("sft/1e-5", "sft/2e-5", "sft/best", "lora/r16", "dpo/own-answers", "meraser/300-600"),
+        *("sft/1e-5", "sft/2e-5", "sft/best", "sft/2000", "lora/r16", "dpo/own-answers", "meraser/300-600"),
         *("distillation/text", "distillation/logits"),
     ]
     assert all("instructions" in attack.needs and "forward passes" in attack.cost for attack in attacks)

@@ -75,7 +75,7 @@ def test_an_attack_copies_and_keeps_what_the_model_is(attack: Attack, scene: Sce
 
 def test_the_table_of_attacks() -> None:
     names = [a.name for m in (scaling, merging, rounding, gguf_rounding, pruning) for a in m.ATTACKS]
-    assert len(names) == len(ATTACKS) == 5 + 6 + 4 + 2 + 4
+    assert len(names) == len(ATTACKS) == 5 + 6 + 5 + 2 + 4
     assert all(set(a.needs) <= set(NEEDS) and a.cost for a in ATTACKS.values())
     assert {a.name for a in ATTACKS.values() if "base" in a.cost and "second" not in a.cost} == {
         name for name in names if name.startswith(("scaling", "merge")) and name != "merge/two-models"
@@ -176,19 +176,27 @@ def test_int8_is_off_by_half_a_step_of_its_row(shape: tuple[int, int]) -> None:
     assert torch.equal(rounding.int8(torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
+@pytest.mark.parametrize("group_size", [32, 128])
 @pytest.mark.parametrize("offset", [0.0, 5.0, -5.0])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_int4_is_off_by_half_a_step_of_its_group(shape: tuple[int, int], offset: float) -> None:
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 256), (2, 300)])
+def test_int4_is_off_by_half_a_step_of_its_group(shape: tuple[int, int], offset: float, group_size: int) -> None:
     weight = matrix(shape, offset=offset)
     weight[0, 0] = 0.0
-    found = rounding.int4(weight)
+    found = rounding.int4(weight, group_size)
     assert found.shape == weight.shape
     assert found[0, 0] == 0.0
-    for group, rounded in zip(weight.split(32, 1), found.split(32, 1), strict=True):
+    for group, rounded in zip(weight.split(group_size, 1), found.split(group_size, 1), strict=True):
         step = (group.amax(1).clamp(min=0) - group.amin(1).clamp(max=0)) / 15
         assert bool(((rounded - group).abs() <= step[:, None] * 0.5001).all())
         assert all(len(row.unique()) <= 16 for row in rounded)
-    assert torch.equal(rounding.int4(torch.zeros(2, 40)), torch.zeros(2, 40))
+    assert torch.equal(rounding.int4(torch.zeros(2, 40), group_size), torch.zeros(2, 40))
+
+
+def test_wider_groups_round_more_coarsely_and_short_rows_alike() -> None:
+    weight = matrix((5, 300))
+    fine, coarse = (float((rounding.int4(weight, group) - weight).norm()) for group in (32, 128))
+    assert fine < coarse < 2 * fine
+    assert torch.equal(rounding.int4(weight[:, :20], 32), rounding.int4(weight[:, :20], 128))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -210,8 +218,14 @@ def test_rounding_leaves_embeddings_and_norms_alone(scene: Scene) -> None:
 def test_a_rounded_model_holds_what_its_function_gives(scene: Scene) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     weight = weights(scene.model)[name]
-    for kind in ("int8", "int4", "fp8"):
-        expected = getattr(rounding, kind)(weight.float()).to(weight.dtype)
+    changes = {
+        "int8": rounding.int8,
+        "int4": rounding.int4,
+        "int4-128": lambda weight: rounding.int4(weight, 128),
+        "fp8": rounding.fp8,
+    }
+    for kind, change in changes.items():
+        expected = change(weight.float()).to(weight.dtype)
         assert torch.equal(weights(run(f"rounding/{kind}", scene))[name], expected)
 
 
