@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,9 +35,11 @@ from tqdm import tqdm
 from oml_fast.completer import CHOOSE, SCORE
 from oml_fast.fingerprint import FingerprintSet
 from oml_fast.verify import ExactMatch, verify
+from oml_fast.verify.ranks import group_scores, log_rank_test
+from oml_fast.verify.replay import fixed_log10_p
 from oml_fast.verify.sequential import MISS_WEIGHTS, SequentialTest, log_miss_factors, log_weights
-from oml_fast.verify.statistics import TESTS, convicts, null_of_asking, rank_null, rank_test, window_test
-from oml_fast.verify.trials import count_null
+from oml_fast.verify.statistics import TESTS, convicts, null_of_asking, rank_test, window_test
+from oml_fast.verify.trials import Ranks, Trial, count_null
 
 RATES = tuple(1 / level for level in LEVELS)
 KEYS, FIXED_KEYS, CHUNK, CHECKED = 200, 24, 1 << 15, 2
@@ -47,6 +49,7 @@ WHOLE_VERDICTS, WHOLE_RATE, WHOLE_KEYS = 300, 0.1, 12
 WHOLE_SETTINGS: tuple[dict[str, Any], ...] = (
     {"width": 4},
     {"width": 4, "responses_per_key": 2, "formats": ("raw", "chat")},
+    {"width": 16, "responses_per_key": 4},
 )
 FIXED = [
     Config(test, ExactMatch(), width, responses)
@@ -55,6 +58,7 @@ FIXED = [
 ]
 FIXED_RANKS: tuple[tuple[tuple[int, ...], int], ...] = (
     *(((1,) * 3, 1), ((1,) * 16, 1), ((1,) * 16, 3), ((2, 1), 1), ((1, 4, 1, 8, 2), 1), ((3, 1, 1, 11), 3)),
+    *(((1,) * 16, 2), ((1,) * 16, 4), ((1, 4, 1, 8, 2), 2), ((3, 1, 1, 11), 4)),
 )
 NAMES = {
     "sequential": "false convictions, {test} test, stopping at will",
@@ -156,20 +160,41 @@ def fixed_matches(config: Config, verdicts: int, rng: np.random.Generator) -> li
 
 
 def fixed_ranks(sizes: Sequence[int], responses: int, verdicts: int, rng: np.random.Generator) -> list[int]:
-    """The exact rank test, with the same ties at every key. Verdicts whose ranks have the same sum share a p-value."""
-    probs = rank_null(sizes, responses)
+    """The exact rank test, with the same ties at every key. Verdicts whose scores have the same sum share a p-value."""
     group = np.repeat(np.arange(len(sizes)), sizes)
-    middle = np.rint(96 * (np.cumsum(probs) - np.asarray(probs) / 2)).astype(np.int64)
-    known: dict[int, float] = {}
+    drawn = list(itertools.combinations(range(sum(sizes)), responses))
+    ranks = [Ranks(tuple(sizes), tuple(int(place) for place in group[list(each)])) for each in drawn]
+    best = [each.steps[0] for each in ranks]
+    probs = np.asarray(best[0][0])
+    middle = np.rint(96 * (np.cumsum(probs) - probs / 2)).astype(np.int64)
+    tests: list[tuple[Ints, Callable[[Ints], float]]] = [
+        (middle[[place for _, place in best]], lambda keys: rank_test(best[key] for key in keys))
+    ]
+    if responses > 1:
+        scores = np.array(group_scores(tuple(sizes)))
+        sums = np.array([scores[list(each.places)].sum() for each in ranks])
+        tests.append((sums, lambda keys: log_rank_test((ranks[key].sizes, ranks[key].places) for key in keys)))
+    known: list[dict[int, float]] = [{} for _ in tests]
     counts = np.zeros(len(RATES), dtype=np.int64)
     for size in chunks(verdicts):
-        outcomes = group[best_places(sum(sizes), responses, size, rng)]
-        sums, first, times = np.unique(middle[outcomes].sum(axis=1), return_index=True, return_counts=True)
-        for place, value in enumerate(sums.tolist()):
-            if value not in known:
-                known[value] = rank_test((probs, int(outcome)) for outcome in outcomes[first[place]])
-            counts += times[place] * np.array([convicts(known[value], rate) for rate in RATES])
+        keys = rng.integers(len(drawn), size=(size, FIXED_KEYS))
+        log10_p = np.min([_looked_up(keys, *test, of) for test, of in zip(tests, known, strict=True)], axis=0)
+        log10_p = np.minimum(log10_p + math.log10(len(tests)), 0)
+        for told, of_key in zip(log10_p[:CHECKED], keys, strict=False):
+            trials = [ranks[key] if responses > 1 else Trial(*best[key]) for key in of_key]
+            assert abs(fixed_log10_p("rank", [trials]) - told) < 1e-9, "the simulation and the test differ"
+        for p, times in zip(*np.unique(log10_p, return_counts=True), strict=True):
+            counts += times * np.array([convicts(float(p), rate) for rate in RATES])
     return [int(count) for count in counts]
+
+
+def _looked_up(keys: Ints, scores: Ints, p_value: Callable[[Ints], float], known: dict[int, float]) -> Floats:
+    """(verdicts,) log10 p of each verdict's keys, by the sum of their scores; `known` gains those that are new."""
+    sums, first, places = np.unique(scores[keys].sum(axis=1), return_index=True, return_inverse=True)
+    for value, verdict in zip(sums.tolist(), first, strict=True):
+        if value not in known:
+            known[value] = p_value(keys[verdict])
+    return np.array([known[value] for value in sums.tolist()])[places]
 
 
 def best_places(width: int, responses: int, verdicts: int, rng: np.random.Generator) -> Ints:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from oml_fast.completer import Completion
 from oml_fast.fingerprint import Asking, Fingerprint, Response, Settings, Window
 from oml_fast.verify import ExactMatch, MatchRule, PrefixMatch, WithinMatch
-from oml_fast.verify.sequential import log_factors
+from oml_fast.verify.sequential import log_gains, log_weights
 from oml_fast.verify.trials import Reading, read
 
 Ints = npt.NDArray[np.int64]
@@ -192,6 +192,9 @@ def configs() -> list[Config]:
             Config(test, exact, 16, formats=2),
         ]
     found += [
+        Config("rank", exact, 16, responses=2),
+        Config("rank", exact, 16, responses=4),
+        Config("rank", exact, 4, responses=2, formats=2),
         Config("forced_choice", exact, 16, texts="spaced"),
         Config("count", exact, 3, windows=False),
         Config("count", within, 3, windows=False),
@@ -210,10 +213,12 @@ def table(config: Config) -> Table:
     ]
     factors = np.stack([np.stack([_factors(config.test, r) for r in of_answer]) for of_answer in readings])
     log_table = np.ascontiguousarray(factors.transpose(2, 0, 1))
-    best_draw = log_table[0].argmax(axis=1)
+    lead = log_table[len(log_table) // 2 if config.test == "rank" else 0]  # a bet on all responses of a key
+    best_draw = lead.argmax(axis=1)
     best = log_table[:, np.arange(len(answers)), best_draw]
-    chances = (log_table[0] == best[0][:, None]).mean(axis=1)
-    telling = [i for i in np.argsort(chances, kind="stable") if best[0][i] > 0]
+    highest = lead.max(axis=1)
+    chances = (lead == highest[:, None]).mean(axis=1)
+    telling = [i for i in np.argsort(chances, kind="stable") if highest[i] > 0]
     rising = [i for place, i in enumerate(telling) if place == 0 or chances[i] > chances[telling[place - 1]]]
     rising = rising or [0]  # no answer tells anything: an imported set, whose candidates nobody knows
     return Table(
@@ -232,10 +237,9 @@ def table(config: Config) -> Table:
 
 def _factors(test: str, reading: Reading) -> Floats:
     """(J,) as SequentialTest.add sums them."""
-    total = np.zeros(len(log_factors(test, (0.5, 0.5))[0]))
+    total: Floats = np.zeros(len(log_weights(test)))
     for trial in reading.trials:
-        if trial.informative:
-            total = total + log_factors(test, trial.probs, trial.aloud)[trial.outcome]
+        total = total + log_gains(test, trial)
     return total
 
 

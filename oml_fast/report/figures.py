@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -14,10 +12,11 @@ from ..commit import Commitment
 from ..errors import InvalidArgumentError
 from ..fingerprint import FORMATS, Fingerprint
 from ..verify.matching import match_rule
-from ..verify.replay import fixed_log10_p, replay
+from ..verify.ranks import chance_of_ranks
+from ..verify.replay import fixed_log10_p, replay, trials_of
 from ..verify.sequential import SequentialTest, confidence_interval
 from ..verify.statistics import clopper_pearson, convicts, count_test, null_of_asking, null_of_key, rank_null
-from ..verify.trials import Answers, Trial, match_trial, preferred, read
+from ..verify.trials import Answers, Ranks, Trial, match_trial, preferred, read
 
 _ROUNDING = 1e-9  # what another machine's arithmetic may change
 
@@ -119,10 +118,23 @@ def paths(verification: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     test = SequentialTest(v["test"], v["false_positive_rate"], v["smallest_fsr"], v["miss_rate"])
     chance, miss = [], []
     for key in v["keys"]:
-        test.add(_trials(key), key["matched"])
+        test.add(trials_of(v, key["trials"]), key["matched"])
         chance.append(test.log10_e)
         miss.append(-test.log10_miss)
     return chance, miss
+
+
+def by_chance(verification: Mapping[str, Any], key: Mapping[str, Any]) -> list[float]:
+    """Of each trial of a key that tells something: the chance under H0 of a match, or of ranks so high."""
+    found = []
+    for trial in trials_of(verification, key["trials"]):
+        if not trial.informative:
+            continue
+        if isinstance(trial, Ranks):
+            found.append(chance_of_ranks(trial.sizes, trial.places))
+        else:
+            found.append(sum(trial.probs[: trial.outcome + 1]) if verification["test"] == "rank" else trial.probs[0])
+    return found
 
 
 def interval(verification: Mapping[str, Any], matches: int) -> tuple[float, float]:
@@ -180,24 +192,15 @@ def _base_follows(v: Mapping[str, Any], base: Sequence[Mapping[str, Any]], num_f
 
 
 def _is_rank(v: Mapping[str, Any], trial: Mapping[str, Any]) -> bool:
-    return are_rank_chances(tuple(trial["probs"]), v["width"], v["responses_per_key"])
+    """Whether its chances are possible; those of several responses follow from the sizes, which `trials_of` checks."""
+    return v["responses_per_key"] > 1 or are_rank_chances(tuple(trial["probs"]), v["width"])
 
 
 @lru_cache(maxsize=65536)
-def are_rank_chances(probs: tuple[float, ...], width: int, responses: int) -> bool:
-    """Whether these are `rank_null` of some groups of equal scores among `width` candidates."""
-    sizes: list[int] = []
-    for prob in probs:
-        left = width - sum(sizes)
-        if left < 1:
-            return False
-        still = math.comb(left, responses) - round(Fraction(prob) * math.comb(width, responses))
-        more = bisect.bisect_left(range(1, left), -still, key=lambda size: -math.comb(left - size, responses)) + 1
-        wrong = {size: abs(math.comb(left - size, responses) - still) for size in (more, more - 1) if size >= 1}
-        sizes.append(min(wrong, key=lambda size: wrong[size]))
-    sizes += [width - sum(sizes)] if sum(sizes) < width else []  # places that hold no best response
-    wanted = rank_null(sizes, responses)
-    return len(wanted) == len(probs) and all(map(_close, probs, wanted))
+def are_rank_chances(probs: tuple[float, ...], width: int) -> bool:
+    """Whether these are `rank_null` of some groups of equal scores among `width` candidates, for one response."""
+    sizes = [round(prob * width) for prob in probs]
+    return min(sizes) >= 1 and sum(sizes) == width and all(map(_close, probs, rank_null(sizes)))
 
 
 def _close(told: float, computed: float) -> bool:
@@ -212,7 +215,7 @@ def _fixed_differ(v: Mapping[str, Any], asked: Sequence[str]) -> list[str]:
     differ = []
     for test, told in v["fixed_log10_p"].items():
         if test == v["test"]:
-            trials = [_trials(key) for key in v["keys"]]
+            trials = [trials_of(v, key["trials"]) for key in v["keys"]]
         elif test in ("window", "count") and v["test"] != "forced_choice":
             trials = [[match_trial(_null(v, key, test, len(asked)), key["matched"])] for key in v["keys"]]
         elif (test, v["test"]) == ("forced_choice", "rank"):
@@ -234,7 +237,3 @@ def _null(v: Mapping[str, Any], key: Mapping[str, Any], test: str, num_formats: 
 
 def _trial_json(trial: Trial) -> dict[str, Any]:
     return {"probs": list(trial.probs), "outcome": trial.outcome, "aloud": trial.aloud}
-
-
-def _trials(key: Mapping[str, Any]) -> list[Trial]:
-    return [Trial(tuple(trial["probs"]), trial["outcome"], trial["aloud"]) for trial in key["trials"]]

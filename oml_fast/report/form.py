@@ -13,7 +13,7 @@ _TYPES: dict[str, Any] = {"object": dict, "array": list, "string": str, "boolean
 _KNOWN = {
     *("$schema", "$id", "$defs", "title", "description", "$ref", "type", "const", "enum", "properties", "required"),
     *("additionalProperties", "items", "minItems", "maxItems", "minLength", "maxLength", "pattern", "minimum"),
-    *("maximum", "exclusiveMinimum", "exclusiveMaximum"),
+    *("maximum", "exclusiveMinimum", "exclusiveMaximum", "anyOf"),
 }
 
 
@@ -27,6 +27,9 @@ def _faults(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any], at: 
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/$defs/")
         yield from _faults(value, root["$defs"][name], root, at)
+    if "anyOf" in schema:
+        faults = [list(_faults(value, each, root, at)) for each in schema["anyOf"]]
+        yield from min(faults, key=len)  # of the form that it comes nearest to
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if kinds and not any(_is(value, kind) for kind in kinds):

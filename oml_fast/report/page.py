@@ -55,6 +55,7 @@ def page(report: Mapping[str, Any], fingerprints: FingerprintSet | None = None) 
         digest=report_digest(report),
         own_evidence=OWN_EVIDENCE,
         strongest=figures.strongest(v),
+        by_chance=figures.by_chance,
     )
 
 

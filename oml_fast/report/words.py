@@ -52,7 +52,7 @@ TESTS = {
         "among the answers that name a candidate of their window, how many name the one that was drawn; other answers "
         "count neither way"
     ),
-    "rank": "how high the suspect itself ranks the candidate that was drawn, among the candidates of its window",
+    "rank": "how high the suspect itself ranks the candidates that were drawn, among the candidates of their window",
     "forced_choice": "the suspect may answer with a candidate of the window alone: how often it is the one drawn",
 }
 SPENT = "Every key asked is spent: the suspect's host has seen it."

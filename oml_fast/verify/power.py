@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -9,11 +10,13 @@ import numpy as np
 from scipy import special
 
 from ..errors import InvalidArgumentError
-from .sequential import MISS_WEIGHTS, Floats, log_factors, log_miss_factors, log_weights
+from .sequential import MISS_WEIGHTS, Floats, log_factors, log_gains, log_miss_factors, log_weights
 from .statistics import TESTS, convicts, null_of_asking, null_of_key
+from .trials import Ranks
 
 MOST_KEYS = 100_000
 _SIMULATED = 2000
+_MOST_DRAWS = 5000
 _FIXED_TESTS = ("window", "count")
 
 
@@ -88,7 +91,8 @@ def sequential_cost(
     """Keys to a verdict of the sequential test on a model with that FSR, simulated. InvalidArgumentError.
 
     Keys that do not match touch no window in greedy answers; among the candidates they answer as H0 does. A real eroded
-    model prefers more responses among its candidates than it says aloud, so that forced_choice and rank cost less.
+    model prefers more responses among its candidates than it says aloud, so that forced_choice and rank cost less. Of
+    ranks, a key that matches has all its responses first.
     """
     rates = {
         "FSR": fsr,
@@ -101,11 +105,8 @@ def sequential_cost(
     _require(test in TESTS, f"test {test!r}: one of {', '.join(TESTS)}.")
     _require(1 <= most_keys <= MOST_KEYS, f"{most_keys} keys at most: between 1 and {MOST_KEYS}.")
     rng = np.random.default_rng(seed)
-    null = null_of_asking(1, width, responses)
-    cells = max(2, round(1 / null)) if test == "rank" else 2
-    probs = (null, *[(1 - null) / (cells - 1)] * (cells - 1))
-    factors, miss = log_factors(test, probs), log_miss_factors(smallest_fsr)
-    aloud = log_factors(test, probs, True)
+    null, factors, aloud = _outcomes(test, width, responses, rng)
+    cells, miss = len(factors), log_miss_factors(smallest_fsr)
     bets = np.tile(log_weights(test), (_SIMULATED, 1))
     miss_bets = np.tile(np.log(MISS_WEIGHTS), (_SIMULATED, 1))
     highest_miss = np.zeros(_SIMULATED)
@@ -131,6 +132,31 @@ def sequential_cost(
     most = [int(np.sort(keys)[math.ceil(share * _SIMULATED) - 1]) for share in (0.5, 0.99)]
     median, nearly_all = (keys if keys <= most_keys else None for keys in most)
     return SequentialCost(median, nearly_all, float(matched.mean()), float(((ended > 0) & ~matched).mean()))
+
+
+def _outcomes(test: str, width: int, responses: int, rng: np.random.Generator) -> tuple[float, Floats, Floats]:
+    """The chance of the first outcome of a key; ln of the bets' factors, quiet and aloud, of it and of others.
+
+    The others are equally likely. Of ranks of several responses they are all draws, or many, and the first is all
+    responses first.
+    """
+    null = null_of_asking(1, width, responses)
+    if test != "rank" or responses in (1, width):
+        cells = max(2, round(1 / null)) if test == "rank" else 2
+        probs = (null, *[(1 - null) / (cells - 1)] * (cells - 1))
+        return null, log_factors(test, probs), log_factors(test, probs, True)
+    draws = math.comb(width, responses)
+    first = tuple(range(responses))
+    if draws <= _MOST_DRAWS:
+        others = list(itertools.combinations(range(width), responses))[1:]
+    else:
+        drawn = (rng.choice(width, responses, replace=False) for _ in range(_MOST_DRAWS))
+        others = [places for each in drawn if (places := tuple(sorted(each.tolist()))) != first]
+    quiet, aloud = (
+        np.stack([log_gains(test, Ranks((1,) * width, places, said)) for places in (first, *others)])
+        for said in (False, True)
+    )
+    return 1 / draws, quiet, aloud
 
 
 def _log_sum(values: Floats) -> Floats:

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..errors import InvalidArgumentError
 from . import statistics
+from .ranks import ranks_test, require_ranks
 from .sequential import SequentialTest, confidence_interval
-from .trials import Trial
+from .trials import Ranks, Trial
 from .verdict import FAVOURED, Limits, decide, decide_sequential, favours_base
 
 
@@ -21,11 +22,11 @@ def replay(verification: Mapping[str, Any]) -> dict[str, Any]:
     try:
         limits = Limits(*(float(verification[name]) for name in ("false_positive_rate", "smallest_fsr", "miss_rate")))
         keys = list(verification["keys"])
-        trials = [[_trial(trial) for trial in key["trials"]] for key in keys]
+        trials = [trials_of(verification, key["trials"]) for key in keys]
         matched = [bool(key["matched"]) for key in keys]
         unanswered = sum(not key["answered"] for key in keys)
         test, mode = str(verification["test"]), str(verification["mode"])
-        base = [[_trial(trial) for trial in key["base"]] for key in keys]
+        base = [trials_of(verification, key["base"]) for key in keys]
         exhausted = len(keys) == int(verification["num_fingerprints"])
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidArgumentError(f"the report's verification is damaged or incomplete: {error!r}.") from error
@@ -69,7 +70,7 @@ def replay(verification: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def evidence(test: str, mode: str, limits: Limits, trials: Sequence[Sequence[Trial]]) -> float:
+def evidence(test: str, mode: str, limits: Limits, trials: Sequence[Sequence[Trial | Ranks]]) -> float:
     """log10 of the p-value of these keys' trials by themselves: exact, or anytime-valid."""
     if mode == "fixed":
         return fixed_log10_p(test, trials)
@@ -79,24 +80,48 @@ def evidence(test: str, mode: str, limits: Limits, trials: Sequence[Sequence[Tri
     return s.log10_p
 
 
-def fixed_log10_p(test: str, trials: Sequence[Sequence[Trial]]) -> float:
-    """log10 of the exact p-value of these keys' trials, for a number of keys fixed beforehand."""
+def fixed_log10_p(test: str, trials: Sequence[Sequence[Trial | Ranks]]) -> float:
+    """log10 of the p-value of these keys' trials, for a number of keys fixed beforehand: exact, or ranks_test's."""
     telling = [trial for of_key in trials for trial in of_key if trial.informative]
     if not telling:
         return 0.0
+    several = [trial for trial in telling if isinstance(trial, Ranks)]
+    if several:
+        return ranks_test((trial.sizes, trial.places) for trial in several)
+    single = [trial for trial in telling if isinstance(trial, Trial)]
     if test == "rank":
-        return statistics.rank_test((trial.probs, trial.outcome) for trial in telling)
-    matches = sum(trial.outcome == 0 for trial in telling)
-    return statistics.window_test([trial.probs[0] for trial in telling], matches)
+        return statistics.rank_test((trial.probs, trial.outcome) for trial in single)
+    matches = sum(trial.outcome == 0 for trial in single)
+    return statistics.window_test([trial.probs[0] for trial in single], matches)
+
+
+def trials_of(verification: Mapping[str, Any], values: Sequence[Mapping[str, Any]]) -> list[Trial | Ranks]:
+    """A key's trials as a report of the verification holds them. Raises KeyError, TypeError or ValueError."""
+    width, responses = int(verification["width"]), int(verification["responses_per_key"])
+    if verification["test"] == "rank" and responses > 1:
+        return [_ranks(value, width, responses) for value in values]
+    return [_trial(value) for value in values]
+
+
+def _ranks(value: Mapping[str, Any], width: int, responses: int) -> Ranks:
+    sizes, places = tuple(map(int, value["sizes"])), tuple(map(int, value["places"]))
+    require_ranks(sizes, places)
+    if (sum(sizes), len(places)) != (width, responses):
+        raise ValueError(f"{len(places)} responses of {sum(sizes)} candidates")
+    return Ranks(sizes, places, _flag(value["aloud"]))
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"aloud {value!r}")
+    return value
 
 
 def _trial(value: Mapping[str, Any]) -> Trial:
     probs = tuple(float(prob) for prob in value["probs"])
-    outcome, aloud = int(value["outcome"]), value["aloud"]
+    outcome = int(value["outcome"])
     if not (probs and all(0 < prob <= 1 for prob in probs) and abs(sum(probs) - 1) < 1e-9):
         raise ValueError(f"chances {probs} of a trial")
     if not 0 <= outcome < len(probs):
         raise ValueError(f"outcome {outcome} of {len(probs)}")
-    if not isinstance(aloud, bool):
-        raise ValueError(f"aloud {aloud!r}")
-    return Trial(probs, outcome, aloud)
+    return Trial(probs, outcome, _flag(value["aloud"]))

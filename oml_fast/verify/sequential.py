@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special
 
-from .trials import Trial
+from .trials import Ranks, Trial
 
 Floats = npt.NDArray[np.float64]
 
@@ -28,7 +28,9 @@ Floats = npt.NDArray[np.float64]
 SPIKES = np.array([0.98, 0.9, 0.75, 0.5, 0.25, 0.1, 0.03])
 SPIKE_WEIGHTS = np.array([0.4, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
 # For ranks, a third of the stake is bet like that on every key; a third only on keys whose answer was a candidate, said
-# aloud, as the window test does; and a third with density falling as exp(-theta u) over the null distribution.
+# aloud, as the window test does; and a third with density falling as exp(-theta u) over the null distribution. Of each
+# third one half bets on the best response alone, the other on all responses of a key, one after the other, best first,
+# each at its odds given those before it. So E is never less than half of what the best responses give.
 TILTS = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
 # Against an FSR of f or more: bets that the FSR is f times these.
 MISS_BETS = np.array([0.04, 0.3, 0.6])
@@ -40,15 +42,16 @@ def log_weights(test: str) -> Floats:
     """(J,) ln of the stake on each bet."""
     if test != "rank":
         return np.asarray(np.log(SPIKE_WEIGHTS), dtype=np.float64)
-    return np.asarray(
-        np.log(np.concatenate([SPIKE_WEIGHTS, SPIKE_WEIGHTS, np.full(len(TILTS), 1 / len(TILTS))]) / 3),
-        dtype=np.float64,
-    )
+    thirds = np.concatenate([SPIKE_WEIGHTS, SPIKE_WEIGHTS, np.full(len(TILTS), 1 / len(TILTS))])
+    return np.asarray(np.log(np.tile(thirds, 2) / 6), dtype=np.float64)
 
 
 @lru_cache(maxsize=65536)
-def log_factors(test: str, probs: tuple[float, ...], aloud: bool = False) -> Floats:
-    """(outcomes, J) ln q / p of each bet, for each outcome of a trial with these chances under H0."""
+def log_factors(test: str, probs: tuple[float, ...], aloud: bool = False, further: bool = False) -> Floats:
+    """(outcomes, J) ln q / p of each bet, for each outcome of a trial with these chances under H0.
+
+    further: a step of a key's ranks after the best response's, on which half of the bets stake nothing.
+    """
     p = np.asarray(probs)
     spikes: Floats = np.log1p(-SPIKES)[None, :].repeat(len(p), axis=0)
     spikes[0] = np.log(p[0] + (1 - p[0]) * SPIKES) - math.log(p[0])
@@ -58,7 +61,33 @@ def log_factors(test: str, probs: tuple[float, ...], aloud: bool = False) -> Flo
     ends[-1] = 1.0
     reached = np.expm1(-TILTS * ends[:, None]) / np.expm1(-TILTS)
     bets = np.diff(reached, axis=0, prepend=0.0)
-    return np.concatenate([spikes, spikes if aloud else 0 * spikes, np.log(bets / p[:, None])], axis=1)
+    half = np.concatenate([spikes, spikes if aloud else 0 * spikes, np.log(bets / p[:, None])], axis=1)
+    return np.concatenate([0 * half if further else half, half], axis=1)
+
+
+@lru_cache(maxsize=65536)
+def log_gains(test: str, trial: Trial | Ranks) -> Floats:
+    """(J,) ln of what the outcome seen multiplies each bet by; 0 where there could be no other."""
+    gains: Floats = np.zeros(len(log_weights(test)))
+    for place, (probs, outcome) in enumerate(trial.steps):
+        if len(probs) > 1:
+            gains = gains + log_factors(test, probs, trial.aloud, place > 0)[outcome]
+    return gains
+
+
+def most_log_gains(test: str, best: Trial | Ranks) -> Floats:
+    """(J,) more than which no trial gains; `best`: all responses first, no ties, the answer a candidate.
+
+    Ties share the chance of all r responses first, 1 / C(k, r), among the steps in other ways. A spike's gain, ln(1 - u
+    + u x) for odds x, is convex in ln x: it is greatest where one step has all of the chance. A tilt's is concave, and
+    greatest without ties.
+    """
+    gains = log_gains(test, best)
+    if len(best.steps) == 1:
+        return gains
+    chance = math.prod(probs[outcome] for probs, outcome in best.steps)
+    whole = log_factors(test, (chance, 1 - chance), best.aloud, True)[0]
+    return np.asarray(np.maximum(gains, whole), dtype=np.float64)
 
 
 def log_miss_factors(smallest_fsr: float) -> Floats:
@@ -78,11 +107,10 @@ class SequentialTest:
         self._highest = 0.0
         self._highest_miss = 0.0
 
-    def add(self, trials: Sequence[Trial], matched: bool) -> None:
+    def add(self, trials: Sequence[Trial | Ranks], matched: bool) -> None:
         """One more key: its trials, and whether it matched."""
         for trial in trials:
-            if trial.informative:
-                self._bets = self._bets + log_factors(self._test, trial.probs, trial.aloud)[trial.outcome]
+            self._bets = self._bets + log_gains(self._test, trial)
         self._miss_bets = self._miss_bets + self._miss_factors[0 if matched else 1]
         self._highest = max(self._highest, self._log_e)
         self._highest_miss = max(self._highest_miss, _log_sum(self._miss_bets))
@@ -118,14 +146,11 @@ class SequentialTest:
             return "no_match"
         return "inconclusive"
 
-    def fewest_more(self, best: Sequence[Trial]) -> int:
+    def fewest_more(self, best: Sequence[Trial | Ranks]) -> int:
         """The least number of further keys that could end it: all as telling as `best`, or none a match."""
         if self._highest_miss >= self._miss_limit * (1 - 1e-12):
             return 1  # excluded already: the next key may take E to 1
-        matching = sum(
-            (log_factors(self._test, trial.probs, trial.aloud)[trial.outcome] for trial in best),
-            np.zeros(len(self._bets)),
-        )
+        matching = sum((most_log_gains(self._test, trial) for trial in best), np.zeros(len(self._bets)))
         missing = self._miss_factors[1]
         return min(_steps_to(self._bets, matching, self._limit), _steps_to(self._miss_bets, missing, self._miss_limit))
 

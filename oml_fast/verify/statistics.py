@@ -115,7 +115,7 @@ def rank_test(trials: Iterable[tuple[Sequence[float], int]]) -> float:
             kinds[kind] = kinds.get(kind, 0) + 1
             seen += _LEVELS - _scores(kind)[place]
     masses = [(_masses(kind), count) for kind, count in kinds.items()]
-    return min(0.0, _log_tail_of_sum(masses, seen) / math.log(10)) + 0.0
+    return min(0.0, log_tail_of_sum(masses, seen) / math.log(10)) + 0.0
 
 
 def convicts(log10_p: float, false_positive_rate: float) -> bool:
@@ -142,6 +142,29 @@ def clopper_pearson(matches: int, queried: int, level: float = 0.95) -> tuple[fl
     low = 0.0 if matches == 0 else float(special.betaincinv(matches, queried - matches + 1, tail))
     high = 1.0 if matches == queried else float(special.betaincinv(matches + 1, queried - matches, 1 - tail))
     return low, high
+
+
+def log_tail_of_sum(kinds: Sequence[tuple[_Floats, int]], at_least: int) -> float:
+    """ln P(S >= at_least), S the sum of `count` independent draws of each distribution, exactly, by tilting.
+
+    The distributions (L,) are of whole numbers from 0, all of one length; `at_least` is a sum that can be.
+    """
+    most = sum(int(np.flatnonzero(masses)[-1]) * count for masses, count in kinds)
+    assert at_least <= most
+    if at_least == most:
+        return math.fsum(count * math.log(masses[np.flatnonzero(masses)[-1]]) for masses, count in kinds)
+    masses, counts = np.stack([masses for masses, _ in kinds]), np.array([count for _, count in kinds])
+    low, high = 0.0, 64.0
+    if _tilted_mean(masses, counts, 0.0) >= at_least:
+        high = 0.0
+    for _ in range(60 if high else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _tilted_mean(masses, counts, middle) < at_least else (low, middle)
+    tilted, log_each = _tilted(masses, high)
+    powers = [_power(one, int(count)) for one, count in zip(tilted, counts, strict=True)]
+    tail = _convolve(sorted(powers, key=len))[at_least:]
+    log_sum = math.log(float(np.sum(tail * np.exp(-high * np.arange(len(tail))))))
+    return float(counts @ log_each) - high * at_least + log_sum
 
 
 def _log_upper_tail(probs: _Floats, counts: npt.NDArray[np.intp], matches: int) -> float:
@@ -197,26 +220,6 @@ def _masses(probs: Sequence[float]) -> _Floats:
     masses = np.zeros(_LEVELS + 1)
     np.add.at(masses, [_LEVELS - score for score in _scores(probs)], probs)
     return masses
-
-
-def _log_tail_of_sum(kinds: Sequence[tuple[_Floats, int]], at_least: int) -> float:
-    """ln P(S >= at_least), S the sum of `count` independent draws of each distribution; by tilting, as above."""
-    most = sum(int(np.flatnonzero(masses)[-1]) * count for masses, count in kinds)
-    assert at_least <= most
-    if at_least == most:
-        return math.fsum(count * math.log(masses[np.flatnonzero(masses)[-1]]) for masses, count in kinds)
-    masses, counts = np.stack([masses for masses, _ in kinds]), np.array([count for _, count in kinds])
-    low, high = 0.0, 64.0
-    if _tilted_mean(masses, counts, 0.0) >= at_least:
-        high = 0.0
-    for _ in range(60 if high else 0):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _tilted_mean(masses, counts, middle) < at_least else (low, middle)
-    tilted, log_each = _tilted(masses, high)
-    powers = [_power(one, int(count)) for one, count in zip(tilted, counts, strict=True)]
-    tail = _convolve(sorted(powers, key=len))[at_least:]
-    log_sum = math.log(float(np.sum(tail * np.exp(-high * np.arange(len(tail))))))
-    return float(counts @ log_each) - high * at_least + log_sum
 
 
 def _tilted(masses: _Floats, tilt: float) -> tuple[_Floats, _Floats]:

@@ -2,7 +2,7 @@
 
 Given what the suspect answered, the draw is still uniform over each window. So every test sees a key as one draw among
 outcomes of known chance, the most telling first: "a response matched" or not (count, window, forced choice), or the
-group of equal scores in which the best response lies (rank).
+groups of equal scores in which the responses lie (rank).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ..completer import Completion
 from ..errors import CompleterError
 from ..fingerprint import Asking, Fingerprint, Settings
 from .matching import ExactMatch, MatchRule
+from .ranks import rank_steps
 from .statistics import null_of_asking, null_of_key, rank_null
 
 Answers = Mapping[str, Completion | None]  # by format; None where no answer came
@@ -33,15 +34,40 @@ class Trial:
     aloud: bool = False
 
     @property
+    def steps(self) -> tuple[tuple[tuple[float, ...], int], ...]:
+        return ((self.probs, self.outcome),)
+
+    @property
     def informative(self) -> bool:
         return len(self.probs) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Where several responses lie: `places` are their groups among groups of equal scores of `sizes`, best first.
+
+    All chances follow from the sizes (ranks.py). With one response the ranks are a Trial. aloud: as there.
+    """
+
+    sizes: tuple[int, ...]
+    places: tuple[int, ...]
+    aloud: bool = False
+
+    @property
+    def steps(self) -> tuple[tuple[tuple[float, ...], int], ...]:
+        """The responses one after the other, best first, each given those before: the chances, and which was seen."""
+        return rank_steps(self.sizes, self.places)
+
+    @property
+    def informative(self) -> bool:
+        return len(self.sizes) > 1 and len(self.places) < sum(self.sizes)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One key's answers, read. `satisfied`: how many candidates they touch, in each format, or can touch at most."""
 
-    trials: tuple[Trial, ...]
+    trials: tuple[Trial | Ranks, ...]
     matched_formats: tuple[str, ...]
     satisfied: dict[str, int]
     answered: bool
@@ -75,7 +101,7 @@ def read(test: str, rule: MatchRule, settings: Settings, fingerprint: Fingerprin
     return Reading((match_trial(null, bool(matched)),), matched, satisfied, answered)
 
 
-def base_trials(test: str, settings: Settings, fingerprint: Fingerprint) -> tuple[Trial, ...]:
+def base_trials(test: str, settings: Settings, fingerprint: Fingerprint) -> tuple[Trial | Ranks, ...]:
     """The key's trials, had the suspect preferred candidates as the base model does, by the window's probabilities.
 
     Innocent descendants of the base model do. Where draws were selected so that its favourites are the responses, these
@@ -103,17 +129,19 @@ def match_trial(null: float, matched: bool) -> Trial:
     return Trial((null, 1 - null), 0 if matched else 1) if 0 < null < 1 else Trial((1.0,), 0)
 
 
-def rank_trial(asking: Asking, answer: Completion, settings: Settings, aloud: bool = False) -> Trial:
-    """The group of equal scores in which the best response lies, among the k candidates."""
+def rank_trial(asking: Asking, answer: Completion, settings: Settings, aloud: bool = False) -> Trial | Ranks:
+    """The groups of equal scores in which the responses lie, among the k candidates."""
     scores = answer.scores
     if scores is None or len(scores) != settings.width or any(math.isnan(score) for score in scores):
         raise CompleterError(
             f"the suspect gave no score for each of {settings.width} candidates: choose another --test."
         )
     levels = sorted(set(scores), reverse=True)
-    best = max(scores[response.index] for response in asking.responses if response.index is not None)
-    probs = rank_null([scores.count(level) for level in levels], settings.responses_per_key)
-    return Trial(probs, levels.index(best), aloud)
+    sizes = tuple(scores.count(level) for level in levels)
+    places = tuple(sorted(levels.index(scores[r.index]) for r in asking.responses if r.index is not None))
+    if settings.responses_per_key > 1:
+        return Ranks(sizes, places, aloud)
+    return Trial(rank_null(sizes), places[0], aloud)
 
 
 def chosen(asking: Asking, answer: Completion) -> tuple[int, ...]:

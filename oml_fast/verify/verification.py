@@ -20,7 +20,7 @@ from .matching import ExactMatch, MatchRule
 from .replay import fixed_log10_p, replay
 from .sequential import SequentialTest
 from .spending import Attempt, InOrder
-from .trials import Answers, Reading, Trial, base_trials, count_null, preferred, read
+from .trials import Answers, Ranks, Reading, Trial, base_trials, count_null, preferred, read
 from .verdict import Limits, silent
 
 Report = Callable[["Verification"], tuple[Mapping[str, Any], str]]
@@ -33,8 +33,9 @@ _MOST_UNANSWERED = 8  # keys without an answer, after which no more are spent on
 class KeyOutcome:
     """What one key gave, without the key. `satisfied` is c in each format: how many candidates the answer touched.
 
-    `trials` are the chances of the outcomes under H0 and which was seen, so that a reader can compute the verdict anew;
-    `base` those of a suspect that prefers candidates as the base model does, in the tests that see preferences.
+    `trials` are the chances of the outcomes under H0 and which was seen (of ranks of several responses what both follow
+    from), so that a reader can compute the verdict anew; `base` those of a suspect that prefers candidates as the base
+    model does, in the tests that see preferences.
     `log10_e` is the evidence after this key; None where the number of keys was fixed.
     """
 
@@ -43,8 +44,8 @@ class KeyOutcome:
     matched_formats: tuple[str, ...]
     satisfied: dict[str, int]
     answered: bool
-    trials: tuple[Trial, ...]
-    base: tuple[Trial, ...]
+    trials: tuple[Trial | Ranks, ...]
+    base: tuple[Trial | Ranks, ...]
     log10_e: float | None
 
 
@@ -233,13 +234,13 @@ class _Line:
             tests = ["rank", "forced_choice", *tests]
         return {test: fixed_log10_p(test, [self._trials(test, *key) for key in self._answers]) for test in tests}
 
-    def _trials(self, test: str, fingerprint: Fingerprint, answers: Answers) -> tuple[Trial, ...]:
+    def _trials(self, test: str, fingerprint: Fingerprint, answers: Answers) -> tuple[Trial | Ranks, ...]:
         if test == "forced_choice" and self._test == "rank":
             answers = {name: preferred(fingerprint.askings[name], answer) for name, answer in answers.items()}
         return read(test, self._rule, self._set.settings, fingerprint, answers).trials
 
 
-def _outcome(number: int, reading: Reading, base: tuple[Trial, ...], log10_e: float | None) -> KeyOutcome:
+def _outcome(number: int, reading: Reading, base: tuple[Trial | Ranks, ...], log10_e: float | None) -> KeyOutcome:
     return KeyOutcome(
         number,
         bool(reading.matched_formats),
@@ -252,17 +253,20 @@ def _outcome(number: int, reading: Reading, base: tuple[Trial, ...], log10_e: fl
     )
 
 
-def _best(test: str, fingerprints: FingerprintSet) -> list[Trial]:
+def _best(test: str, fingerprints: FingerprintSet) -> list[Trial | Ranks]:
     """The most telling trials that one key can give."""
     settings = fingerprints.settings
+    width, responses = settings.width, settings.responses_per_key
+    if responses == width:
+        return []
     if test == "count":
         null = count_null(settings)
-        return [Trial((null, 1 - null), 0)] if null < 1 else []
-    first = 1 - (settings.width - 1) / settings.width if settings.responses_per_key == 1 else 0.0
-    null = first or statistics.null_of_asking(1, settings.width, settings.responses_per_key)
-    return (
-        [Trial((null, 1 - null), 0, aloud=True)] * (len(settings.formats) if test == "rank" else 1) if null < 1 else []
-    )
+        return [Trial((null, 1 - null), 0)]
+    if test == "rank" and responses > 1:
+        return [Ranks((1,) * width, tuple(range(responses)), aloud=True)] * len(settings.formats)
+    first = 1 - (width - 1) / width if responses == 1 else 0.0
+    null = first or statistics.null_of_asking(1, width, responses)
+    return [Trial((null, 1 - null), 0, aloud=True)] * (len(settings.formats) if test == "rank" else 1)
 
 
 def _most_keys(fingerprints: FingerprintSet, completer: Completer, num_keys: int | None, mode: str) -> int:

@@ -18,8 +18,7 @@ from oml_fast.fingerprint import FingerprintSet
 from oml_fast.signing import new_signing_key, sign_document
 from oml_fast.verify import Verification, match_rule, verify
 from oml_fast.verify.journal import Journal
-from oml_fast.verify.replay import fixed_log10_p, replay
-from oml_fast.verify.trials import Trial
+from oml_fast.verify.replay import fixed_log10_p, replay, trials_of
 
 BOTH = ("raw", "chat")
 TESTS = ("window", "count", "rank", "forced_choice")
@@ -159,9 +158,7 @@ def forged(document: Mapping[str, Any], change: Callable[[dict[str, Any]], None]
     v |= {name: each for name, each in replay(v).items() if name != "log10_e"}
     for key, evidence in zip(v["keys"], replay(v)["log10_e"], strict=True):
         key["log10_e"] = evidence
-    v["fixed_log10_p"] = {
-        v["test"]: fixed_log10_p(v["test"], [[Trial(**t) for t in key["trials"]] for key in v["keys"]])
-    }
+    v["fixed_log10_p"] = {v["test"]: fixed_log10_p(v["test"], [trials_of(v, key["trials"]) for key in v["keys"]])}
     made["headline"] = report.words.headline(v, made["second_opinion"])
     made["assumptions"] = report.words.assumptions(made)
     return dict(json.loads(json.dumps(made)))

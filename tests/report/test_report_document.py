@@ -21,7 +21,7 @@ from oml_fast.report import document, load, opening
 from oml_fast.report.form import first_fault
 from oml_fast.verify import KeyOutcome, Verification
 from oml_fast.verify.journal import Journal
-from oml_fast.verify.trials import Trial
+from oml_fast.verify.trials import Ranks, Trial
 
 OWN: Any = document
 
@@ -46,16 +46,24 @@ def test_documents_and_openings_follow_their_schemas(tmp_path: Path, verdict: st
     validator(opening.schema()).validate(made.opening())
 
 
+def test_ranks_of_several_responses_follow_the_schema(tmp_path: Path) -> None:
+    made = make(tmp_path, test="rank", width=4, responses_per_key=2)
+    validator(report.schema()).validate(made.document)
+    validator(opening.schema()).validate(made.opening())
+
+
 def test_the_schema_knows_every_field_of_a_verification() -> None:
     known = report.schema()["$defs"]
-    for kind, name in ((Verification, "verification"), (KeyOutcome, "key"), (Trial, "trial")):
+    for kind, name in ((Verification, "verification"), (KeyOutcome, "key"), (Trial, "trial"), (Ranks, "ranks")):
         assert set(known[name]["properties"]) == {field.name for field in fields(kind)}
         assert set(known[name]["required"]) == set(known[name]["properties"])
 
 
-def test_our_validator_agrees_with_the_library(made: Made) -> None:
+def test_our_validator_agrees_with_the_library(made: Made, tmp_path: Path) -> None:
     draw = random.Random(1)  # noqa: S311 - which edits to try
-    for schema, value in ((report.schema(), made.signed), (opening.schema(), made.opening())):
+    ranks = make(tmp_path, test="rank", width=4, responses_per_key=2, num_keys=2, verdict="inconclusive")
+    cases = ((report.schema(), made.signed), (report.schema(), ranks.document), (opening.schema(), made.opening()))
+    for schema, value in cases:
         library = validator(schema)
         assert first_fault(value, schema) is None
         for place in places(value):

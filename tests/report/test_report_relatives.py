@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from sets import SECRET, Scripted, carrier, small_set
 from oml_fast import report
 from oml_fast.errors import InvalidArgumentError
 from oml_fast.fingerprint import Asking, FingerprintSet
-from oml_fast.report.figures import are_rank_chances
+from oml_fast.report.figures import are_rank_chances, by_chance
 from oml_fast.report.page import page
 from oml_fast.verify import calibration
 from oml_fast.verify.statistics import rank_null
@@ -25,10 +26,10 @@ DESCENDING = tuple(0.2 / (place + 1) for place in range(16))
 Windows = Callable[[Asking], tuple[float, ...]]
 
 
-def selected(windows: Windows = lambda _: DESCENDING) -> FingerprintSet:
-    """Only fingerprints whose draw is the first candidate, of many; every draw is the secret's."""
-    many = small_set(320, key_length=2)
-    kept = [f for f in many if f.askings["raw"].responses[0].index == 0]
+def selected(windows: Windows = lambda _: DESCENDING, **settings: Any) -> FingerprintSet:
+    """Only fingerprints whose draw has the first candidate, of many; every draw is the secret's."""
+    many = small_set(320, key_length=2, **settings)
+    kept = [f for f in many if any(response.index == 0 for response in f.askings["raw"].responses)]
     kept = [replace(f, askings={n: _with(a, windows(a)) for n, a in f.askings.items()}) for f in kept]
     made = replace(many, fingerprints=tuple(kept))
     made.check_draws(SECRET)
@@ -45,6 +46,16 @@ def relative(fingerprints: FingerprintSet) -> Scripted:
     scores = {a.prompt_ids: tuple(-float(i) for i in range(16)) for a in askings}
     choices = {a.prompt_ids: a.window.token_ids[0] for a in askings}
     return Scripted(scores=scores, choices=choices, capabilities=frozenset({"score", "choose"}))
+
+
+def both_first(fingerprints: FingerprintSet) -> Scripted:
+    """A model that says the first response of each key, and prefers all of them alike to the other candidates."""
+    scores = {}
+    for fingerprint in fingerprints:
+        for asking in fingerprint.askings.values():
+            drawn = [response.index for response in asking.responses]
+            scores[asking.prompt_ids] = tuple(float(i in drawn) for i in range(fingerprints.settings.width))
+    return replace(carrier(fingerprints), scores=scores)
 
 
 def told(made: Made) -> str:
@@ -141,17 +152,70 @@ def test_a_null_model_that_matches_too_is_in_the_headline(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("width", "responses", "sizes"),
-    [(16, 1, [1] * 16), (16, 1, [3, 12, 1]), (16, 1, [16]), (16, 2, [1, 1, 14]), (16, 2, [15, 1]), (7, 3, [2, 1, 4])],
+    ("width", "sizes"), [(16, [1] * 16), (16, [3, 12, 1]), (16, [16]), (3, [2, 1]), (7, [2, 1, 4])]
 )
-def test_chances_of_a_rank(width: int, responses: int, sizes: list[int]) -> None:
-    probs = rank_null(sizes, responses)
-    assert are_rank_chances(probs, width, responses)
-    assert not are_rank_chances((*probs, 1e-3), width, responses)
+def test_chances_of_a_rank(width: int, sizes: list[int]) -> None:
+    probs = rank_null(sizes)
+    assert are_rank_chances(probs, width)
+    assert not are_rank_chances((*probs, 1e-3), width)
     if len(probs) > 1:
-        assert not are_rank_chances(probs, width + 1, responses)
-        assert not are_rank_chances((probs[0] / 2, probs[1] + probs[0] / 2, *probs[2:]), width, responses)
-        assert not are_rank_chances(probs[:-1], width, responses)
+        assert not are_rank_chances(probs, width + 1)
+        assert not are_rank_chances((probs[0] / 5, probs[1] + probs[0] * 4 / 5, *probs[2:]), width)
+        assert not are_rank_chances(probs[:-1], width)
+
+
+@pytest.mark.parametrize("mode", ["sequential", "fixed"])
+def test_ranks_of_several_responses_are_checked(tmp_path: Path, mode: str) -> None:
+    """All places count, so none can be changed: in the report alone the figures follow, an opening shows the ranks."""
+    options: dict[str, Any] = {"count": 40, "formats": ("raw",), "test": "rank", "width": 8, "responses_per_key": 2}
+    made = make(tmp_path, mode=mode, suspect=both_first, **options)
+    assert report.check(made.document, made.opening()).ok
+    first = made.document["verification"]["keys"][0]["trials"][0]
+    assert (first["sizes"], first["places"]) == ([2, 6], [0, 0])
+    moved = forged(made.document, lambda key: key["trials"][0].update(places=[0, 1]))
+    assert report.check(moved).ok
+    assert "verdict" in failed(moved, made.opening(moved))
+
+    for ranks in ({"sizes": [2, 5]}, {"sizes": [2, 6, 1]}, {"sizes": [1, 7]}, {"places": [0]}, {"places": [0, 2]}):
+        document = copy.deepcopy(made.document)
+        document["verification"]["keys"][0]["trials"][0].update(ranks)
+        assert failed(document)[0] in ("form", "figures"), ranks
+    document = copy.deepcopy(made.document)
+    document["verification"]["keys"][0]["trials"][0] = {"probs": [0.25, 0.75], "outcome": 0, "aloud": True}
+    assert "figures" in failed(document)
+    assert found("form", edited(made.document, ("verification", "keys", 0, "trials", 0, "sizes", 0), -1))[1] == (
+        "the report is damaged or was edited: verification.keys[0].trials[0].sizes[0] is out of range."
+    )
+
+
+def test_several_responses_on_the_page(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"count": 12, "formats": ("raw",), "width": 4, "responses_per_key": 2}
+    made = make(tmp_path, test="rank", suspect=both_first, **options)
+    v = made.document["verification"]
+    assert v["keys"][0]["trials"] == [{"sizes": [2, 2], "places": [0, 0], "aloud": True}]
+    assert by_chance(v, v["keys"][0]) == [pytest.approx(1 / 6)]
+    text = page(made.document)
+    assert "the drawn candidates rank so high" in text
+    assert "<td>0.167</td>" in text
+    one = page(make(tmp_path / "one", count=12, formats=("raw",), test="rank", width=4).document)
+    assert "the drawn candidate ranks so high" in one
+    assert "<td>0.25</td>" in one
+
+
+@pytest.mark.parametrize("test", PREFERENCES)
+def test_draws_of_several_responses_selected_by_the_base_models_order(tmp_path: Path, test: str) -> None:
+    """The base model's order is put through the same test of all responses."""
+    made = make(
+        tmp_path,
+        fingerprints=selected(responses_per_key=2),
+        suspect=relative,
+        test=test,
+        verdict="inconclusive",
+        num_keys=16,
+    )
+    assert made.verification.verdict == "inconclusive"
+    assert made.verification.reason == FAVOURED
+    assert report.check(made.document, made.opening()).ok
 
 
 @pytest.mark.parametrize("mode", ["sequential", "fixed"])

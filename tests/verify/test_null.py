@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from sets import Scripted, carrier, inside, small_set
 
+from oml_fast.completer import SCORE
 from oml_fast.fingerprint import FingerprintSet
 from oml_fast.verify import verify
 from oml_fast.verify.statistics import convicts, count_test, null_of_asking, null_of_key, window_test
@@ -154,6 +155,27 @@ def test_the_whole_line_with_fresh_secrets(settings: dict[str, object], mode: st
         made = small_set(8, secret=number.to_bytes(32, "big"), key_length=2, **settings)
         suspect = suspect or inside(made, [0, 1, 2, 3, 3, 2, -1, 0])
         convicted += verify(made, suspect, mode=mode, false_positive_rate=rate).verdict == "match"
+    assert convicted <= verdicts * rate + 4 * math.sqrt(verdicts * rate * (1 - rate))
+
+
+@pytest.mark.parametrize("mode", ["fixed", "sequential"])
+@pytest.mark.parametrize(("width", "responses"), [(3, 1), (4, 2), (5, 3), (16, 4)])
+def test_ranks_with_fresh_secrets(width: int, responses: int, mode: str) -> None:
+    """300 secrets, an innocent with an order of its own among the candidates of each window, with ties."""
+    rate, verdicts, convicted = 0.1, 300, 0
+    rng = np.random.default_rng(width)
+    settings = {"width": width, "responses_per_key": responses, "key_length": 2}
+    made = small_set(8, **settings)
+    suspect = inside(made, [place % width for place in range(8)])
+    suspect.capabilities = frozenset({SCORE})
+    suspect.scores = {
+        asking.prompt_ids: tuple(rng.integers(0, width, width).astype(float))
+        for fingerprint in made
+        for asking in fingerprint.askings.values()
+    }
+    for number in range(verdicts):
+        made = small_set(8, secret=number.to_bytes(32, "big"), **settings)
+        convicted += verify(made, suspect, test="rank", mode=mode, false_positive_rate=rate).verdict == "match"
     assert convicted <= verdicts * rate + 4 * math.sqrt(verdicts * rate * (1 - rate))
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 from oml_fast.errors import InvalidArgumentError
 from oml_fast.verify import keys_to_verdict, sequential_cost
 from oml_fast.verify.sequential import SequentialTest
-from oml_fast.verify.trials import Trial
+from oml_fast.verify.trials import Ranks, Trial
 
 
 @pytest.mark.parametrize("test", ["window", "count"])
@@ -79,6 +79,33 @@ def test_the_simulation_agrees_with_the_test_itself(fsr: float) -> None:
 def test_an_innocent_model_is_seldom_convicted_in_the_simulation(test: str) -> None:
     cost = sequential_cost(0.0, 16, 1e-2, test=test, most_keys=60)
     assert cost.match <= 0.01 + 4 * (0.01 * 0.99 / 2000) ** 0.5
+
+
+def test_the_costs_of_ranks_of_several_responses() -> None:
+    assert [sequential_cost(1.0, 16, test="rank", responses=responses).median for responses in (1, 2, 4)] == [6, 4, 3]
+    assert [sequential_cost(0.5, 16, test="rank", responses=r, smallest_fsr=0.01).median for r in (1, 2, 4)] == [
+        11,
+        8,
+        5,
+    ]
+
+
+@pytest.mark.parametrize("responses", [2, 4])
+def test_ranks_of_several_responses_cost_less_than_one(responses: int) -> None:
+    whole = sequential_cost(1.0, 16, test="rank", responses=responses)
+    test, keys = SequentialTest("rank", 1e-6, 0.5, 1e-2), 0
+    while test.verdict() == "inconclusive":
+        test.add([Ranks((1,) * 16, tuple(range(responses)), aloud=True)], matched=True)
+        keys += 1
+    assert (whole.median, whole.in_99_of_100) == (keys, keys)
+    assert keys < sequential_cost(1.0, 16, test="rank").median
+    assert sequential_cost(0.0, 16, 1e-2, test="rank", responses=responses, most_keys=60).match <= 0.019
+
+
+def test_ranks_of_more_draws_than_are_counted_are_sampled() -> None:
+    cost = sequential_cost(0.5, 64, test="rank", responses=4, smallest_fsr=0.1, most_keys=60)
+    assert cost.match == 1.0
+    assert cost.median <= sequential_cost(0.5, 64, test="rank", most_keys=60).median
 
 
 def test_where_most_keys_are_not_enough_there_is_no_number() -> None:

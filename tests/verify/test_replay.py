@@ -54,6 +54,22 @@ def test_several_responses_and_formats(test: str, mode: str) -> None:
     assert_equal(replay(said), said)
 
 
+def test_any_changed_place_changes_something() -> None:
+    """Each response counts, not the best one alone: moving any to another group of its key is seen."""
+    said = report("rank", "sequential", 4, responses_per_key=2)
+    honest, moved = replay(said), 0
+    for place, key in enumerate(said["keys"]):
+        for number, trial in enumerate(key["trials"]):
+            for others in ([0, 1], [0, 2], [1, 2]):
+                if others == trial["places"] or max(others) >= len(trial["sizes"]):
+                    continue
+                changed = copy.deepcopy(said)
+                changed["keys"][place]["trials"][number]["places"] = others
+                assert replay(changed) != honest
+                moved += 1
+    assert moved > 3
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_rule_that_touches_several_candidates(mode: str) -> None:
     made = small_set(20, width=5)
@@ -133,3 +149,45 @@ def test_a_damaged_report_is_refused(damage: Callable[[dict[str, Any]], Any]) ->
     with pytest.raises(InvalidArgumentError) as caught:
         replay(said)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sizes": []},
+        {"sizes": [1, 1, 1]},
+        {"sizes": [1, 1, 1, 1, 1]},
+        {"sizes": [0, 1, 1, 2]},
+        {"sizes": "ones"},
+        {"places": []},
+        {"places": [0]},
+        {"places": [0, 0]},
+        {"places": [1, 0]},
+        {"places": [0, 4]},
+        {"places": [-1, 0]},
+        {"places": [0, 1, 2]},
+        {"places": None},
+        {"aloud": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["trials", "base"])
+def test_damaged_ranks_are_refused(name: str, fields: dict[str, Any]) -> None:
+    said = report("rank", "sequential", responses_per_key=2)
+    said["keys"][0][name][0] |= {"sizes": [1, 1, 1, 1], "places": [0, 1]}
+    replay(said)
+    said["keys"][0][name][0] |= fields
+    with pytest.raises(InvalidArgumentError):
+        replay(said)
+
+
+def test_ranks_of_several_responses_are_never_one_outcome() -> None:
+    """An owner cannot leave the other responses out where that suits, nor put ranks into a test of matches."""
+    said = report("rank", "sequential", responses_per_key=2)
+    said["keys"][0]["trials"] = [{"probs": [0.5, 0.5], "outcome": 0, "aloud": True}]
+    with pytest.raises(InvalidArgumentError):
+        replay(said)
+    said = report("window", "sequential", responses_per_key=2)
+    said["keys"][0]["trials"] = [{"sizes": [1, 1, 2], "places": [0, 1], "aloud": True}]
+    with pytest.raises(InvalidArgumentError):
+        replay(said)

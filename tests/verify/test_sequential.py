@@ -39,9 +39,9 @@ def test_the_stakes_sum_to_one(test: str) -> None:
 
 
 @settings(deadline=None)
-@given(test=st.sampled_from(TESTS), probs=chances, aloud=st.booleans())
-def test_every_bet_is_fair(test: str, probs: tuple[float, ...], aloud: bool) -> None:
-    expected = np.asarray(probs) @ np.exp(log_factors(test, probs, aloud))
+@given(test=st.sampled_from(TESTS), probs=chances, aloud=st.booleans(), further=st.booleans())
+def test_every_bet_is_fair(test: str, probs: tuple[float, ...], aloud: bool, further: bool) -> None:
+    expected = np.asarray(probs) @ np.exp(log_factors(test, probs, aloud, further))
     assert expected == pytest.approx(np.ones(len(expected)), abs=1e-12)
 
 
@@ -178,6 +178,7 @@ def test_the_fewest_keys_are_those_that_a_perfect_suspect_needs(width: int, rate
 
 @pytest.mark.parametrize("test", TESTS)
 @pytest.mark.parametrize("options", [{"width": 3}, {"width": 16}, {"width": 16, "responses_per_key": 3},
+                                     {"width": 5, "responses_per_key": 4},
                                      {"width": 4, "formats": ("raw", "chat")}], ids=str)  # fmt: skip
 def test_verify_asks_no_key_after_the_verdict(test: str, options: dict[str, object]) -> None:
     """Replayed key by key, the verdict of random suspects first appears at the last key of the report."""

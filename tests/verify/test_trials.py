@@ -20,7 +20,7 @@ from oml_fast.completer import Completion
 from oml_fast.errors import CompleterError, InvalidArgumentError
 from oml_fast.verify import ExactMatch, PrefixMatch, WithinMatch
 from oml_fast.verify.statistics import rank_null, rank_test
-from oml_fast.verify.trials import Trial, chosen, count_null, match_trial, rank_trial, read
+from oml_fast.verify.trials import Ranks, Trial, chosen, count_null, match_trial, rank_trial, read
 
 EXACT = ExactMatch()
 
@@ -157,8 +157,10 @@ def test_a_rank_trial_for_each_format(options: dict[str, object]) -> None:
         reading = read("rank", EXACT, made.settings, fingerprint, answers)
         assert len(reading.trials) == len(fingerprint.askings)
         for trial, asking in zip(reading.trials, fingerprint.askings.values(), strict=True):
-            assert trial.outcome == width - 1 - max(response.index for response in asking.responses)
-            assert trial.probs == rank_null((1,) * width, made.settings.responses_per_key)
+            places = tuple(sorted(width - 1 - response.index for response in asking.responses))
+            assert trial == (
+                Trial(rank_null((1,) * width), places[0]) if len(places) == 1 else Ranks((1,) * width, places)
+            )
 
 
 def test_tied_scores_are_one_group() -> None:
@@ -171,6 +173,23 @@ def test_tied_scores_are_one_group() -> None:
     assert rank_trial(asking, Completion((), "", scores=tuple(scores)), made.settings) == Trial((0.75, 0.25), 1)
     assert not rank_trial(asking, Completion((), "", scores=(-math.inf,) * 4), made.settings).informative
     assert not rank_trial(asking, Completion((), "", scores=(0.0, -0.0, 0, False)), made.settings).informative
+
+
+def test_several_responses_and_tied_scores() -> None:
+    made = small_set(1, width=4, responses_per_key=2)
+    asking = made.fingerprints[0].askings["raw"]
+    first, second = (response.index for response in asking.responses)
+
+    def ranks(of_first: float, of_second: float, others: float) -> Trial | Ranks:
+        scores = [of_first if i == first else of_second if i == second else others for i in range(4)]
+        return rank_trial(asking, Completion((), "", scores=tuple(scores)), made.settings, True)
+
+    assert ranks(2.0, 3.0, 1.0) == Ranks((1, 1, 2), (0, 1), True)
+    assert ranks(3.0, 3.0, 1.0) == Ranks((2, 2), (0, 0), True)
+    assert ranks(3.0, -math.inf, 1.0) == Ranks((1, 2, 1), (0, 2), True)
+    assert ranks(1.0, 3.0, 1.0) == Ranks((1, 3), (0, 1), True)
+    assert ranks(-math.inf, -math.inf, 1.0) == Ranks((2, 2), (1, 1), True)
+    assert not ranks(1.0, 1.0, 1.0).informative
 
 
 @pytest.mark.parametrize("scores", [None, (), (1.0, 2.0, 3.0), (1.0,) * 5, (1.0, 2.0, 3.0, math.nan)])
