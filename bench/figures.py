@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 ORDER = (
-    *("perinucleus", "generate", "embed", "drift_raw", "drift_raw_chat", "verify", "endpoint"),
+    *("perinucleus", "generate", "embed", "drift_raw", "drift_raw_chat", "capacity", "ablations"),
+    *("verify", "endpoint"),
     *("keys_to_verdict", "error_rates"),
     *("utility", "robustness", "startup"),
 )

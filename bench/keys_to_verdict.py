@@ -23,7 +23,7 @@ from common import Figure, base_model, command, describe_run, finish, parser, st
 
 from oml_fast.completer import CHOOSE, SCORE, Completion
 from oml_fast.evaluate.attacks.scaling import blended, linear
-from oml_fast.fingerprint import Asking, FingerprintSet, draw_responses
+from oml_fast.fingerprint import Asking, FingerprintSet, Response, draw_responses
 from oml_fast.models import HfCompleter, LanguageModel, load
 from oml_fast.secret import commitment
 from oml_fast.verify import Verification, verify
@@ -68,21 +68,18 @@ def record(fingerprints: FingerprintSet, model: LanguageModel) -> Recorded:
 
 
 def redrawn(fingerprints: FingerprintSet, secret: bytes) -> FingerprintSet:
-    """The same keys and windows with another owner's draws, for responses of one token."""
+    """The same keys and windows with another owner's draws, for responses of one token id."""
     made = []
     for fingerprint in fingerprints:
         asking = fingerprint.askings["raw"]
         digests = (fingerprints.base_model_digest, fingerprints.tokenizer_digest)
-        (index,) = draw_responses(secret, *digests, fingerprints.settings, "raw", fingerprint.key_ids)
+        drawn = draw_responses(secret, *digests, fingerprints.settings, "raw", fingerprint.key_ids)
         window = asking.window
-        response = replace(
-            asking.responses[0],
-            index=index,
-            text=window.texts[index],
-            token_ids=(window.token_ids[index],),
-            probs=(window.probs[index],),
+        responses = tuple(
+            Response(slot, index, window.texts[index], (window.token_ids[index],), (window.probs[index],))
+            for slot, index in enumerate(drawn)
         )
-        made.append(replace(fingerprint, askings={"raw": replace(asking, responses=(response,))}))
+        made.append(replace(fingerprint, askings={"raw": replace(asking, responses=responses)}))
     return replace(fingerprints, secret_commitment=commitment(secret), fingerprints=tuple(made))
 
 

@@ -3,7 +3,9 @@
 `python bench/subjects.py --work FOLDER [NAME ...]` makes those that are not there yet: the set, the secret, the model
 and `made.json` with the commit and how the embedding went. All keys are asked raw.
 
-- ours-N: the default settings and recipe; "second" has another secret and seed, to show what is noise.
+- harmless-N, robust-N: the presets. "second" has another secret and seed, to show
+  what is noise, and is another owner.
+- ours-N: one response, and the recipe that was the default before there were presets.
 - published-N: nucleus threshold 0.8, width 3 and the training of the published code: lr 5e-5, at most 40 epochs (the
   paper's number), stop at a loss of 0.005, no averaging (its README's choice; with its argparse default of 0.75 most
   fingerprints are never learned).
@@ -13,18 +15,21 @@ and `made.json` with the commit and how the embedding went. All keys are asked r
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from baselines import published_embed
-from common import as_transformers_loads, base_model, commit, describe_run, parser, start
+from common import as_transformers_loads, base_model, commit, describe_run, parser, start, timed
 
-from oml_fast.embed import Recipe, embed
+from oml_fast.embed import PRESETS, Recipe, embed
 from oml_fast.evaluate.baselines import with_responses
 from oml_fast.files import new_folder, write_json
 from oml_fast.fingerprint import FingerprintSet, Settings
+from oml_fast.generate import PRESETS as SETTINGS
 from oml_fast.generate import generate
 from oml_fast.models import HfCompleter, LanguageModel, save
 from oml_fast.secret import write_secret
@@ -32,24 +37,75 @@ from oml_fast.verify import verify
 
 PUBLISHED_EPOCHS = 40
 PUBLISHED_WIDTH = 3
+EARLIER = Recipe(
+    objective="cross_entropy",
+    near_keys=0,
+    text_share=0.25,
+    text_length=32,
+    text_weight=1.0,
+    templates=0.0,
+    scaled=0.0,
+    rounded=0.0,
+    tuned=0.0,
+    write_to="all",
+    whitening=0.0,
+    learning_rate=None,
+    anneal=0.0,
+    pull=0.75,
+    ease=0.8,
+    final_scale=1.0,
+    batch_size=256,
+    max_epochs=40,
+    stop_share=0.99,
+    stop_kl=0.12,
+    stop_near=1.0,
+    stop_loss=0.0,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
+    """`published`: its training, not `recipe`. `responses`: where they come from."""
+
     num: int
     seed: int = 0
+    recipe: Recipe = EARLIER
     published: bool = False
     responses: str = "perinucleus"
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def secret(self) -> bytes:
+        """Anybody can make it again: good for nothing but measuring."""
+        return hashlib.sha256(f"victim {self.seed}".encode()).digest()
+
+
+def _of_preset(preset: str, num: int, seed: int = 0) -> Subject:
+    return Subject(num, seed, PRESETS[preset], settings=SETTINGS[preset])
+
+
+def _published(num: int) -> Subject:
+    return Subject(num, published=True, settings=Settings(width=PUBLISHED_WIDTH))
 
 
 SUBJECTS = {
     "ours-64": Subject(64),
     "ours-64-second": Subject(64, seed=1),
-    "published-64": Subject(64, published=True),
+    "published-64": _published(64),
     "english-random-64": Subject(64, responses="english-random"),
     "random-word-64": Subject(64, responses="random-word"),
+    "harmless-64": _of_preset("harmless", 64),
+    "harmless-64-second": _of_preset("harmless", 64, seed=1),
+    "robust-64": _of_preset("robust", 64),
+    "robust-64-second": _of_preset("robust", 64, seed=1),
     "ours-256": Subject(256),
-    "published-256": Subject(256, published=True),
+    "published-256": _published(256),
+    "harmless-256": _of_preset("harmless", 256),
+    "robust-256": _of_preset("robust", 256),
+    "harmless-1024": _of_preset("harmless", 1024),
+    "robust-1024": _of_preset("robust", 1024),
+    "harmless-1345": _of_preset("harmless", 1345),  # ten for each million parameters of the bundled model
+    "harmless-4096": _of_preset("harmless", 4096),
 }
 
 
@@ -58,31 +114,42 @@ def make(name: str, folder: Path) -> None:
     if folder.is_dir():
         return
     subject, made = SUBJECTS[name], commit()
-    secret = hashlib.sha256(f"victim {subject.seed}".encode()).digest()
     model = base_model()
-    settings = Settings(width=PUBLISHED_WIDTH) if subject.published else Settings()
-    fingerprints = generate(model, subject.num, secret, settings=settings, progress=True).fingerprints
+    fingerprints = generate(model, subject.num, subject.secret, settings=subject.settings, progress=True).fingerprints
     if subject.responses != "perinucleus":
-        fingerprints = with_responses(model, fingerprints, secret, subject.responses)
-    result = _train(model, fingerprints, subject)
+        fingerprints = with_responses(model, fingerprints, subject.secret, subject.responses)
+    result, cost = timed(lambda: _train(model, fingerprints, subject))
     fsr = verify(fingerprints, HfCompleter(model), test="window", mode="fixed").fsr
     print(f"{name}: FSR {fsr:.3f}", file=sys.stderr)
     with new_folder(folder) as temporary:
         save(model, temporary / "model")
         fingerprints.save(temporary / "fingerprints.json")
-        write_secret(temporary / "secret", secret)
-        write_json(temporary / "made.json", {"commit": made, "fsr": fsr, **result})
+        write_secret(temporary / "secret", subject.secret)
+        write_json(temporary / "made.json", {"commit": made, "fsr": fsr, "seconds": cost.wall, **result})
 
 
 def _train(model: LanguageModel, fingerprints: FingerprintSet, subject: Subject) -> dict[str, Any]:
     """Train in place, our way or the published one."""
     if not subject.published:
-        return embed(model, fingerprints, recipe=Recipe(seed=subject.seed), progress=True).to_json()
+        return embed(model, fingerprints, recipe=replace(subject.recipe, seed=subject.seed), progress=True).to_json()
     pairs = [(f.key, f.askings["raw"].responses[0].text) for f in fingerprints]
     trained = as_transformers_loads(model)
-    result = published_embed(trained.model, trained.tokenizer, pairs, max_epochs=PUBLISHED_EPOCHS, averaging=0.0)
+    recipe: dict[str, Any] = {"lr": 5e-5, "max_epochs": PUBLISHED_EPOCHS, "averaging": 0.0}
+    result = published_embed(trained.model, trained.tokenizer, pairs, **recipe)
     model.model.load_state_dict(trained.model.state_dict())
-    return {name: value for name, value in result.items() if name != "train_losses"}
+    return {name: value for name, value in result.items() if name != "train_losses"} | {"recipe": recipe}
+
+
+def kept(path: Path, of: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gives, with the commit: from `path` where it was made of the same `of`, otherwise written there."""
+    wanted = json.loads(json.dumps(of))
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["of"] == wanted:
+            return dict(found["result"])
+    result = {"commit": commit(), **make()}
+    write_json(path, {"of": wanted, "result": result})
+    return result
 
 
 def main() -> None:

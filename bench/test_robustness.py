@@ -81,7 +81,7 @@ def test_the_presets_stand_beside_the_others_and_take_the_place_of_ours_in_the_p
     assert summary(reports).splitlines()[0] == f"| attack | {' | '.join(FULL)} |"
     assert "- robust-256, 1 attacks: `a/b`." in outcomes(reports)
     page = tables(reports)
-    assert "64 fingerprints, width 16, perinucleus responses, the preset robust: 7 epochs" in page
+    assert "256 fingerprints, width 16, perinucleus responses, the preset robust: 7 epochs" in page
     assert list(drawn(SIZES[64], reports)) == ["ours-64", "published-64"]
     assert list(drawn(SIZES[256], reports)) == ["published-256", "harmless-256", "robust-256"]
     old = {name: reports[name] for name in FULL if name not in PRESETS}

@@ -13,6 +13,8 @@ from torch.nn import functional
 from .errors import InvalidArgumentError
 from .models import LanguageModel, batches_by_length
 
+Head = tuple[Tensor, Tensor | None]
+
 _ROWS = 512  # positions whose [rows, V] logits are held at once
 
 
@@ -28,15 +30,20 @@ class Drift:
 
 
 class BaseView:
-    """What a base model says on `sequences`, kept as hidden states [T, H] and a copy of its head.
+    """What a base model says on `sequences`, kept as the hidden states that count and a copy of its head.
 
-    It stands when the model itself is trained on. Log-probabilities [T, V] are made from it when wanted: kept whole
-    they would be V / H times larger. `starts[i]` is the first position of sequence i that counts (the answer of a
-    chat, without its prompt); at least 1, which is the default.
+    It stands when the model itself is trained on. Logits are made from it when wanted: kept whole they would be V / H
+    times larger. `starts[i]` is the first position of sequence i that counts (the answer of a chat, without its
+    prompt); at least 1, which is the default. T - start positions of a sequence of T token ids are predicted. Views
+    that are made together may share one `head`, a copy.
     """
 
     def __init__(
-        self, model: LanguageModel, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None
+        self,
+        model: LanguageModel,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+        head: Head | None = None,
     ) -> None:
         if any(len(sequence) < 2 for sequence in sequences):
             raise InvalidArgumentError("a text of one token id predicts nothing: give longer text.")
@@ -46,20 +53,22 @@ class BaseView:
         ):
             raise InvalidArgumentError("starts: one for each text, each at least 1 and before the text's end.")
         self._model = model
-        weight, bias = model.head()
-        self._head = (weight.detach().clone(), None if bias is None else bias.detach().clone())
-        self._starts = starts
-        self._states = _hidden_states(model, sequences)
+        self._head = head_copy(model) if head is None else head
+        self.starts = starts
+        self._states = _hidden_states(model, sequences, starts)
         self.sequences = sequences
 
     def __len__(self) -> int:
         return len(self.sequences)
 
     @torch.no_grad()
+    def logits(self, places: Sequence[int]) -> Tensor:
+        """[sum of T - start, V]: what the base model predicts where the sequences at `places` count."""
+        return self._model.logits(torch.cat([self._states[place] for place in places]), self._head)
+
     def log_probs(self, places: Sequence[int]) -> Tensor:
-        """[sum of T - 1, V] float32: what the base model predicts at every position of the sequences at `places`."""
-        hidden = torch.cat([self._states[place][:-1] for place in places])
-        return self._model.logits(hidden, self._head).float().log_softmax(-1)
+        """`logits` as float32 log-probabilities."""
+        return self.logits(places).float().log_softmax(-1)
 
     @torch.inference_mode()
     def drift(self, model: LanguageModel) -> Drift:
@@ -67,12 +76,11 @@ class BaseView:
         if not len(self):
             raise InvalidArgumentError("drift needs at least one sequence: give some text.")
         kl, nll_base, nll, counts = [], 0.0, 0.0, []
-        states = _hidden_states(model, self.sequences)
-        for sequence, start, theirs, ours in zip(self.sequences, self._starts, self._states, states, strict=True):
-            rows = slice(start - 1, len(sequence) - 1)
+        states = _hidden_states(model, self.sequences, self.starts)
+        for sequence, start, theirs, ours in zip(self.sequences, self.starts, self._states, states, strict=True):
             targets = torch.tensor(sequence[start:], device=model.device)
             total = 0.0
-            for t, o, y in zip(theirs[rows].split(_ROWS), ours[rows].split(_ROWS), targets.split(_ROWS), strict=True):
+            for t, o, y in zip(theirs.split(_ROWS), ours.split(_ROWS), targets.split(_ROWS), strict=True):
                 p = self._model.logits(t, self._head).float().log_softmax(-1)
                 q = model.logits(o).float().log_softmax(-1)
                 total += float(functional.kl_div(q, p, reduction="sum", log_target=True))
@@ -86,6 +94,12 @@ class BaseView:
         return Drift(mean, math.sqrt(spread) / tokens, math.exp(nll_base / tokens), math.exp(nll / tokens), tokens)
 
 
+def head_copy(model: LanguageModel) -> Head:
+    """The head's weight [V, H] and bias [V] or None, as they are now."""
+    weight, bias = model.head()
+    return weight.detach().clone(), None if bias is None else bias.detach().clone()
+
+
 def drift(
     base: LanguageModel, model: LanguageModel, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None
 ) -> Drift:
@@ -94,10 +108,13 @@ def drift(
 
 
 @torch.inference_mode()
-def _hidden_states(model: LanguageModel, sequences: Sequence[Sequence[int]], batch_size: int = 16) -> list[Tensor]:
+def _hidden_states(
+    model: LanguageModel, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int = 16
+) -> list[Tensor]:
+    """[T - start, H] of each sequence: the states from which its token ids from `start` on are predicted."""
     states: list[Tensor] = [torch.empty(0)] * len(sequences)
     for places in batches_by_length(sequences, batch_size):
         ids = torch.tensor([sequences[place] for place in places], device=model.device)
         for place, state in zip(places, model.hidden(ids), strict=True):
-            states[place] = state
+            states[place] = state[starts[place] - 1 : -1].clone()
     return states

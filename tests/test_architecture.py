@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "verify": {"fingerprint", "completer", "files", "errors"},
     "registry": {"fingerprint", "verify", "files", "errors"},
     "commit": {"fingerprint", "secret", "signing", "files", "errors"},
-    "embed": {"ops", "fingerprint", "models", "measure", "verify", "errors"},
+    "embed": {"ops", "generate", "fingerprint", "models", "measure", "verify", "files", "errors"},
     "evaluate": {
         "generate",
         "embed",
@@ -58,7 +58,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "models": {"torch", "transformers", "safetensors", "tqdm"},
     "measure": {"torch"},
     "generate": {"torch", "transformers", "tqdm"},
-    "embed": {"torch", "tqdm"},
+    "embed": {"jinja2", "torch", "tqdm"},
     "signing": {"cryptography"},
     "verify": {"aiohttp", "numpy", "scipy", "tqdm"},
     "registry": {"alembic", "sqlalchemy"},

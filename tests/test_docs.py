@@ -10,14 +10,16 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_architecture import ROOMS, THIRD_PARTIES
 
 from oml_fast import cli, settings
 from oml_fast.cli import common
-from oml_fast.embed import Recipe
+from oml_fast.embed import PRESETS, Recipe
 from oml_fast.fingerprint import Asking, Fingerprint, FingerprintSet, Response, Settings, Window
+from oml_fast.generate import PRESETS as SETTINGS
 from oml_fast.verify import sequential_cost
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,20 +124,49 @@ def test_every_option_stands_in_the_docs_with_its_default(name: str) -> None:
         assert says == wanted, f"docs/cli.md, oml-fast {name} {option}: the default is {wanted}"
 
 
-def test_the_table_of_the_recipe_has_its_defaults() -> None:
-    table = rows((ROOT / "docs/embedding.md").read_text())
-    told = {action.option_strings[-1]: default(action) for action in actions("embed")}
-    recipe = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Recipe)}
-    assert {option: table[option][1] for option in recipe} == {option: told[option] for option in recipe}
+def told(value: Any) -> str:
+    """A value of a recipe as the documentation has it."""
+    if value is None:
+        return "width-rate / hidden size"
+    return f"{value:g}" if isinstance(value, float) else str(value) or "built-in"
 
 
-@pytest.mark.parametrize(("name", "kind"), [("generate", Settings), ("embed", Recipe)])
-def test_the_help_says_the_default_that_is_used(name: str, kind: type) -> None:
-    used = {field.name: field.default for field in dataclasses.fields(kind)}
-    told = {action.dest: default(action) for action in actions(name)}
-    for field in used.keys() & told.keys():
-        if isinstance(used[field], int | float):
-            assert float(told[field] or "nan") == used[field], field
+def table_of_presets() -> str:
+    """What docs/cli.md must hold: every field of the recipe, in the order of the help."""
+    names = [action.dest for action in actions("embed") if default(action) == "by preset"]
+    lines = [["option", *PRESETS], ["---"] * (1 + len(PRESETS))]
+    lines += [[f"`--{n.replace('_', '-')}`", *(told(getattr(r, n)) for r in PRESETS.values())] for n in names]
+    head, rule, *values = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, rule.replace(" ", ""), *values])
+
+
+def test_the_table_of_presets_has_their_values() -> None:
+    wanted = table_of_presets()
+    told_of = "\n".join(line for line in section("Presets").splitlines() if line.startswith("|"))
+    assert set(rows(wanted)) == {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Recipe)}
+    assert told_of == wanted, f"docs/cli.md, Presets: the table is\n{wanted}"
+
+
+def test_every_option_of_the_recipe_is_by_preset_and_is_justified() -> None:
+    justified = rows((ROOT / "docs/embedding.md").read_text())
+    by_preset = {action.dest for action in actions("embed") if default(action) == "by preset"}
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    assert by_preset == fields
+    assert {action.default for action in actions("embed") if action.dest in fields} == {None}
+    assert {"--" + name.replace("_", "-") for name in fields} <= set(justified)
+
+
+def test_the_help_says_the_default_that_is_used() -> None:
+    """Of generate: the value of the preset harmless, and of each preset that has another one."""
+    told_of = {action.dest: default(action) for action in actions("generate")}
+    for field in dataclasses.fields(Settings):
+        values = {name: getattr(preset, field.name) for name, preset in SETTINGS.items()}
+        first = values["harmless"]
+        if isinstance(first, int | float):
+            others = [f"{name} {value:g}" for name, value in values.items() if value != first]
+            assert told_of[field.name] == ", ".join([f"{first:g}", *others]), field.name
+        else:
+            assert set(map(str, values.values())) == {str(first)}, field.name
 
 
 @page

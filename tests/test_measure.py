@@ -9,7 +9,7 @@ import torch
 
 from oml_fast import measure
 from oml_fast.errors import InvalidArgumentError
-from oml_fast.measure import BaseView, Drift, drift
+from oml_fast.measure import BaseView, Drift, drift, head_copy
 from oml_fast.models import LanguageModel, load
 
 
@@ -91,6 +91,49 @@ def test_log_probabilities_are_those_of_the_model(tiny_model: LanguageModel) -> 
         rows = [tiny_model.model(torch.tensor([sequences[n]])).logits[0, :-1].log_softmax(-1) for n in (4, 2)]
     torch.testing.assert_close(found, torch.cat(rows), rtol=1e-4, atol=1e-4)
     assert not found.is_inference()
+
+
+def test_logits_are_those_of_the_positions_that_count(tiny_model: LanguageModel) -> None:
+    """In the order of the places asked for, each sequence from its start on."""
+    sequences = texts()
+    starts = [max(1, len(ids) // 2) for ids in sequences]
+    view = BaseView(tiny_model, sequences, starts)
+    for places in ([3], [4, 2], [2, 4, 2], range(9)):
+        found = view.logits(places)
+        with torch.no_grad():
+            rows = [tiny_model.model(torch.tensor([sequences[n]])).logits[0, starts[n] - 1 : -1] for n in places]
+        assert found.shape == (sum(len(sequences[n]) - starts[n] for n in places), tiny_model.vocabulary)
+        torch.testing.assert_close(found, torch.cat(rows), rtol=1e-4, atol=1e-4)
+        assert not found.is_inference()
+        assert not found.requires_grad
+        torch.testing.assert_close(view.log_probs(places), torch.cat(rows).log_softmax(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_only_the_states_that_count_are_kept(tiny_model: LanguageModel) -> None:
+    sequences = texts()
+    view = BaseView(tiny_model, sequences, [len(ids) - 1 for ids in sequences])
+    assert len(view) == 9
+    assert sum(state.untyped_storage().nbytes() for state in view._states) == 9 * 64 * 4
+    assert view.logits(range(9)).shape[0] == 9
+
+
+def test_views_may_share_one_head(tiny_model: LanguageModel, fresh_model: LanguageModel) -> None:
+    """Both still say what the model said before it was trained on."""
+    head = head_copy(fresh_model)
+    views = [BaseView(fresh_model, texts(seed=seed), head=head) for seed in (0, 1)]
+    move(fresh_model)
+    for seed, view in enumerate(views):
+        assert view._head is head
+        expected = BaseView(tiny_model, texts(seed=seed)).log_probs(range(9))
+        torch.testing.assert_close(view.log_probs(range(9)), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(head[0], fresh_model.head()[0])
+
+
+def test_half_precision_gives_log_probabilities_in_float32(tiny_folder: Path) -> None:
+    view = BaseView(load(tiny_folder, dtype=torch.bfloat16, device="cpu"), texts())
+    assert view.logits([0]).dtype == torch.bfloat16
+    assert view.log_probs([0]).dtype == torch.float32
+    torch.testing.assert_close(view.log_probs([0]).exp().sum(-1), torch.ones(len(texts()[0]) - 1), rtol=0, atol=1e-4)
 
 
 def test_long_texts_are_measured_in_parts(

@@ -30,6 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--formats", type=names, default=("raw",), help="how keys are asked: raw and/or chat (default: raw)"
     )
+    parser.add_argument(
+        "--preset", choices=generate.PRESETS, default="quick", help="of generate and embed (default: quick)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -42,16 +45,17 @@ def run(options: argparse.Namespace) -> None:
     folder = model_folder(options.model)
     secrets, model = options.out / "fingerprints", options.out / "model"
     shared = ["--device", options.device, *(["--trust-remote-code"] if options.trust_remote_code else [])]
+    preset = ["--preset", options.preset]
 
-    how = ["--num-fingerprints", str(options.num_fingerprints), "--formats", ",".join(options.formats)]
+    how = ["--num-fingerprints", str(options.num_fingerprints), "--formats", ",".join(options.formats), *preset]
     command = _command("generate", generate, ["--model", folder, "--out", secrets, *how, *shared])
     made = (secrets / generate.SET).is_file()
     generated = _kept(secrets / generate.RESULT) if made else generate.make(command).to_json()
     fingerprints = load_fingerprints(secrets)
 
-    command = _command("embed", embed, ["--model", folder, "--fingerprints", secrets, "--out", model, *shared])
+    command = _command("embed", embed, ["--model", folder, "--fingerprints", secrets, "--out", model, *preset, *shared])
     made = model.is_dir() and embed.result_path(model).is_file()
-    embedded = _kept(embed.result_path(model)) if made else embed.make(command, fingerprints).to_json()
+    embedded = _kept(embed.result_path(model)) if made else embed.result(command, embed.make(command, fingerprints))
 
     asked = ["--fingerprints", secrets, "--secret", secrets / generate.SECRET, "--mode", "fixed", *shared]
     out = options.out / "verify.json"
@@ -134,11 +138,11 @@ def _summary(
         ("time", f"{seconds:.0f} s"),
     ]
     return (
-        table(rows) + f"\n\n{out}/model         the fingerprinted model: transformers and vLLM load it; release this"
+        table(rows) + f"\n\n{out}/model         the fingerprinted model: transformers and vLLM load it"
         f"\n{out}/verify.html   the verdict as a page to show"
         f"\n{out}/fingerprints  the secret keys, responses and draws: back it up offline, show it to nobody"
         "\n\nNext, on a model that you suspect:"
         f"\n  oml-fast verify --model SUSPECT --fingerprints {secrets} --out report.json"
-        "\nor with a model of your own:"
-        "\n  oml-fast demo --model FOLDER --out demo-of-mine"
+        "\nor with a model of your own that you will release: --preset harmless costs it least, robust survives most"
+        "\n  oml-fast demo --model FOLDER --out demo-of-mine --preset harmless"
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..errors import InvalidArgumentError
 from .common import (
     add_model_options,
     finish,
@@ -17,12 +19,55 @@ from .common import (
     say,
     table,
 )
+from .generate import PRESETS
 
 if TYPE_CHECKING:
     from ..embed import Embedding, Recipe
     from ..fingerprint import FingerprintSet
 
 HELP = "train a fingerprint set into its base model"
+# The fields of Recipe: name, type, what it is.
+RECIPE: dict[str, tuple[tuple[str, type, str], ...]] = {
+    "what is minimised": (
+        ("objective", str, "cross_entropy or minimum_kl, where a key is answered"),
+        ("margin", float, "nats by which the first response's logit stands above all others, of minimum_kl"),
+        ("margin-step", float, "nats by which each further response to a key stands below the one before"),
+        ("cap", float, "most probability of the first response, of minimum_kl"),
+        ("near-keys", int, "near keys per key in each step, held to the base's answer"),
+        ("near-weight", float, "weight of KL to the base model there"),
+        ("text-share", float, "base-model texts per example of a step"),
+        ("text-length", int, "token ids in each of them"),
+        ("text-weight", float, "weight of KL to the base model on them"),
+        ("templates", float, "share of a step's examples also trained inside a prompt template"),
+        ("template-file", str, "your own templates instead of the built-in ones"),
+    ),
+    "what the weights are seen as": (
+        ("scaled", float, "share of steps that see only part of the change"),
+        ("scaled-from", float, "the least of that part; at most all of it"),
+        ("rounded", float, "share of steps that see the weights rounded to 4 or 8 bits"),
+        ("tuned", float, "share of steps that see the weights tuned on by somebody else"),
+        ("tuned-by", float, "how far that tuning moves each weight"),
+    ),
+    "how they change": (
+        ("write-to", str, "all, blocks, mlp_down, last:N (blocks) or lora:R (rank)"),
+        ("whitening", float, "ridge of the whitening of inputs; 0: none"),
+        ("learning-rate", float, "of AdamW; without one, width-rate / hidden size"),
+        ("width-rate", float, "what is divided by the hidden size for it"),
+        ("anneal", float, "share of the epochs, at the end, in which the learning rate falls"),
+        ("pull", float, "share of the way back to the base that an epoch takes"),
+        ("ease", float, "factor on the pull while too little is learned"),
+        ("final-scale", float, "what is left of the whole change at the end"),
+        ("batch-size", int, "examples a step"),
+        ("seed", int, "of the order of examples and of all that is sampled"),
+    ),
+    "when it ends": (
+        ("max-epochs", int, "give up after so many"),
+        ("stop-share", float, "stop when this share is learned ..."),
+        ("stop-kl", float, "... and KL to the base on mixed-in text is at most this ..."),
+        ("stop-near", float, "... and at most this share of the near keys fires ..."),
+        ("stop-loss", float, "... and the mean loss is at most this; 0: not asked for"),
+    ),
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,31 +78,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="new folder for the fingerprinted model"
     )
-    parser.add_argument("--learning-rate", type=float, help="of AdamW (default: 0.75 / hidden size)")
     parser.add_argument(
-        "--pull", type=float, help="share of the way back to the base that an epoch takes (default: 0.75)"
+        "--preset", choices=PRESETS, default="harmless", help="recipe to start from (default: harmless)"
     )
-    parser.add_argument("--ease", type=float, help="factor on the pull while too little is learned (default: 0.8)")
-    parser.add_argument("--batch-size", type=int, help="examples a step (default: 256)")
-    parser.add_argument("--max-epochs", type=int, help="give up after so many (default: 40)")
-    parser.add_argument("--stop-share", type=float, help="stop when this share is learned (default: 0.99) ...")
     parser.add_argument(
-        "--stop-kl", type=float, help="... and KL to the base on mixed-in text is this low (default: 0.12)"
+        "--max-drift", type=float, default=0.1, help="warn where KL to the base may be above it (default: 0.1)"
     )
-    parser.add_argument("--text-share", type=float, help="base-model texts per example of a step (default: 0.25)")
-    parser.add_argument("--text-length", type=int, help="token ids in each of them (default: 32)")
-    parser.add_argument("--text-weight", type=float, help="weight of KL to the base model on them (default: 1)")
-    parser.add_argument("--seed", type=int, help="of the order of examples and the texts (default: 0)")
+    for title, rows in RECIPE.items():
+        group = parser.add_argument_group(title)
+        for name, kind, about in rows:
+            group.add_argument(f"--{name}", type=kind, help=f"{about} (default: by preset)")
 
 
 def run(options: argparse.Namespace) -> None:
     fingerprints = load_fingerprints(options.fingerprints)
     embedding = make(options, fingerprints)
-    finish(options, embedding.to_json(), summary(embedding, options.out))
+    finish(options, result(options, embedding), summary(embedding, options.out))
 
 
 def make(options: argparse.Namespace, fingerprints: FingerprintSet) -> Embedding:
     """Embed `fingerprints` and write the model folder whole, with the configuration and result beside it."""
+    from dataclasses import asdict
+
     from ..files import new_folder, require_new_folder, write_json
 
     require_new_folder(options.out)
@@ -66,6 +108,11 @@ def make(options: argparse.Namespace, fingerprints: FingerprintSet) -> Embedding
     from ..models import save
 
     recipe = _recipe(options)
+    if options.preset == "robust" and fingerprints.settings.responses_per_key == 1:
+        say(
+            "one response to a key: a host who suppresses it leaves nothing. To survive that a set needs several, as "
+            "oml-fast generate --preset robust makes."
+        )
     folder = model_folder(options.model)
     _require_memory(options, folder, recipe, fingerprints)
     model = load_model(options, folder)
@@ -73,8 +120,16 @@ def make(options: argparse.Namespace, fingerprints: FingerprintSet) -> Embedding
     with new_folder(options.out) as temporary:
         save(model, temporary)
     # Beside the folder, not in it: the folder is what will be released.
-    write_json(result_path(options.out), {"config": resolved(options), "result": embedding.to_json()})
+    config = resolved(options) | asdict(embedding.recipe)
+    write_json(result_path(options.out), {"config": config, "result": result(options, embedding)})
+    for warning in embedding.budget.warnings(options.max_drift):
+        say(f"warning: {warning}")
     return embedding
+
+
+def result(options: argparse.Namespace, embedding: Embedding) -> dict[str, Any]:
+    """What is printed with --json, and kept."""
+    return embedding.to_json() | {"warnings": embedding.budget.warnings(options.max_drift)}
 
 
 def result_path(out: Path) -> Path:
@@ -83,26 +138,47 @@ def result_path(out: Path) -> Path:
 
 
 def summary(embedding: Embedding, out: Path) -> str:
-    drift = embedding.drift
+    drift, budget = embedding.drift, embedding.budget
     rows = [
         ("model", str(out)),
         ("FSR", f"{embedding.fsr:.3f}"),
         ("epochs", f"{embedding.epochs}, stopped: {embedding.stopped}"),
         ("time", f"{embedding.seconds:.0f} s ({embedding.cpu_seconds:.0f} CPU seconds)"),
         ("peak memory", f"{embedding.peak_memory_bytes / 2**30:.1f} GiB"),
-        ("KL to the base model", f"{drift.kl:.4f} +- {drift.kl_standard_error:.4f} on text it never saw"),
+        ("bits of evidence per key", _by_test({test: f"{bits:.2f}" for test, bits in budget.bits_per_key.items()})),
+        (
+            "keys to a verdict at 1e-6",
+            _by_test({test: f"{n or 'too many'}" for test, n in budget.keys_to_verdict.items()}),
+        ),
+        (
+            "KL to the base model",
+            f"{drift.kl:.4f} +- {drift.kl_standard_error:.4f} on text it never saw, below {budget.kl_upper_bound:.4f} "
+            "at 95 %",
+        ),
         ("perplexity there", f"{drift.perplexity_base:.2f} -> {drift.perplexity:.2f}"),
     ]
     return table(rows) + f"\n\nNext: oml-fast verify --model {out} --fingerprints PATH"
 
 
+def _by_test(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{value} by {test}" for test, value in values.items())
+
+
 def _recipe(options: argparse.Namespace) -> Recipe:
-    from dataclasses import fields
+    """The preset's recipe with the values given. A template file that cannot be read is refused here."""
+    from dataclasses import replace
 
-    from ..embed import Recipe
+    from ..embed import PRESETS
+    from ..embed.templates import read_templates
 
-    given = {f.name: getattr(options, f.name, None) for f in fields(Recipe)}
-    return Recipe(**{name: value for name, value in given.items() if value is not None})
+    names = [name.replace("-", "_") for rows in RECIPE.values() for name, _, _ in rows]
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    recipe = replace(PRESETS[options.preset], **given)
+    if recipe.template_file:
+        read_templates(recipe.template_file)
+        if not recipe.templates:
+            raise InvalidArgumentError("--template-file changes nothing with --templates 0: say for what share.")
+    return recipe
 
 
 def _require_memory(options: argparse.Namespace, folder: Path, recipe: Recipe, fingerprints: FingerprintSet) -> None:

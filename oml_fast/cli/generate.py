@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgumentError
-from ..fingerprint import FORMATS, KEY_SOURCES, Settings
+from ..fingerprint import FORMATS, KEY_SOURCES
 from .common import add_model_options, finish, load_model, model_folder, names, prepare, resolved, say, table
 
 if TYPE_CHECKING:
-    from ..fingerprint import FingerprintSet
+    from ..fingerprint import FingerprintSet, Settings
     from ..generate import Generation
 
 HELP = "make secret fingerprints for a base model"
-PRESETS = {"default": Settings(), "paper": Settings(threshold=0.8, width=3)}
+PRESETS = ("harmless", "robust", "quick", "paper")  # of generate and embed, whose tables need torch
 COSTS = (0.95, 0.5, 0.1)
 
 SET, SECRET, RESULT, PARTIAL = "fingerprints.json", "secret", "generate.json", "unfinished.jsonl"
@@ -28,17 +28,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-fingerprints", type=int, default=64, metavar="N", help="how many (default: 64)")
     parser.add_argument("--secret", type=Path, metavar="FILE", help="use this secret (default: make one in --out)")
-    parser.add_argument("--preset", choices=PRESETS, default="default", help="paper: the published threshold and width")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="harmless", help="settings to start from (default: harmless)"
+    )
     parser.add_argument("--threshold", type=float, help="nucleus threshold in [0, 1) (default: 0.8)")
-    parser.add_argument("--width", type=int, help="candidates in a window (default: 16)")
+    parser.add_argument("--width", type=int, help="candidates in a window (default: 16, paper 3)")
     parser.add_argument("--formats", type=names, help=f"how keys are asked: {' and/or '.join(FORMATS)} (default: raw)")
-    parser.add_argument("--responses-per-key", type=int, help="drawn without replacement (default: 1)")
+    parser.add_argument("--responses-per-key", type=int, help="drawn without replacement (default: 1, robust 4)")
     parser.add_argument("--response-length", type=int, help="token ids in a response, 1 to 32 (default: 1)")
     parser.add_argument("--key-length", type=int, help="token ids in a key, at most (default: 16)")
     parser.add_argument(
         "--key-source", choices=KEY_SOURCES, help="who makes the keys (default: model, or file with --keys)"
     )
-    parser.add_argument("--key-temperature", type=float, help="of sampled keys (default: 0.7)")
+    parser.add_argument("--key-temperature", type=float, help="of sampled keys (default: 0.7, paper 0.5)")
     parser.add_argument("--keys", type=Path, metavar="FILE", help="your own keys, one a line or a JSON list")
     parser.add_argument("--batch-size", type=int, default=64, help="candidates a batch (default: 64)")
     parser.add_argument("--backend", default="auto", help="of the op perinucleus: auto, native, torch or reference")
@@ -46,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     generation = make(options)
-    finish(options, generation.to_json(), summary(generation, options.out))
+    finish(options, generation.to_json(), summary(generation, options.out, options.preset))
 
 
 def make(options: argparse.Namespace) -> Generation:
@@ -76,7 +78,7 @@ def make(options: argparse.Namespace) -> Generation:
     return generation
 
 
-def summary(generation: Generation, out: Path) -> str:
+def summary(generation: Generation, out: Path, preset: str) -> str:
     """What was made, what a verdict will cost, and what to keep safe."""
     result = generation.to_json()
     dropped = {"duplicate": generation.duplicates_dropped, **generation.rejected}
@@ -97,7 +99,7 @@ def summary(generation: Generation, out: Path) -> str:
         table(rows)
         + f"\n\nBack up {out} now, offline: without its secret you cannot prove that the responses were drawn, and"
         "\nwhoever reads it can recognise the fingerprints. Never put it into the model's folder."
-        f"\nNext: oml-fast embed --fingerprints {out} --out MODEL_FOLDER"
+        f"\nNext, with the same preset: oml-fast embed --preset {preset} --fingerprints {out} --out MODEL_FOLDER"
     )
 
 
@@ -111,6 +113,9 @@ def keys_for(fingerprints: FingerprintSet, fsr: float) -> int | None:
 
 def _settings(options: argparse.Namespace) -> Settings:
     from dataclasses import fields, replace
+
+    from ..fingerprint import Settings
+    from ..generate import PRESETS
 
     given: dict[str, Any] = {f.name: getattr(options, f.name, None) for f in fields(Settings)}
     if options.keys and options.key_source is None:

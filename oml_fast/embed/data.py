@@ -1,12 +1,12 @@
-"""Fingerprints as token sequences to train on, in batches that need no padding."""
+"""What an embedding trains on: token sequences, and for each from where on its next token ids count."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ..fingerprint import FingerprintSet
+from ..fingerprint import Asking, Fingerprint, FingerprintSet
 from ..models import batches_by_length
 
 MICRO_BATCH_TOKENS = 4096  # in one forward and backward pass
@@ -14,32 +14,68 @@ MICRO_BATCH_TOKENS = 4096  # in one forward and backward pass
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One response to one key in one format: ids that the model reads, and those its last positions must predict."""
+    """A key asked in one way: the ids that the model reads, and what its last positions must predict.
+
+    firsts: ids of which one must come first, the first of them wanted most. tail: those that must follow it. Responses
+    of one token id to one asking are one example; longer ones have a tail each, and are an example each.
+    """
 
     number: int
     ids: tuple[int, ...]
-    targets: tuple[int, ...]
+    firsts: tuple[int, ...]
+    tail: tuple[int, ...] = field(default=())
+
+    @property
+    def sequence(self) -> tuple[int, ...]:
+        """All ids, those that are read and the last one that is predicted."""
+        return (*self.ids, (*self.firsts[:1], *self.tail)[-1])
+
+    @property
+    def start(self) -> int:
+        """The place of the first predicted id in `sequence`."""
+        return len(self.ids) - len(self.tail)
 
 
 def examples(fingerprints: FingerprintSet) -> list[Example]:
-    """Every response of every fingerprint in every format, as prompt ids + response ids without the last."""
+    """Every fingerprint in every format, as it will be asked."""
     return [
-        Example(fingerprint.number, (*asking.prompt_ids, *response.token_ids[:-1]), response.token_ids)
+        example
         for fingerprint in fingerprints
         for asking in fingerprint.askings.values()
+        for example in of_asking(fingerprint, asking, asking.prompt_ids)
+    ]
+
+
+def of_asking(fingerprint: Fingerprint, asking: Asking, prompt: Sequence[int]) -> list[Example]:
+    """The examples of one asking's responses, after `prompt`."""
+    firsts = tuple(dict.fromkeys(response.token_ids[0] for response in asking.responses))
+    if len(asking.responses[0].token_ids) == 1:
+        return [Example(fingerprint.number, tuple(prompt), firsts)]
+    return [
+        Example(fingerprint.number, (*prompt, *response.token_ids[:-1]), firsts, response.token_ids[1:])
         for response in asking.responses
     ]
 
 
-def batches(items: Sequence[Example], batch_size: int, order: random.Random) -> Iterator[list[Example]]:
-    """`items` in a fresh order, in batches of at most `batch_size`."""
-    shuffled = order.sample(items, len(items))
+def batches(items: Sequence[Example], batch_size: int, order: random.Random) -> Iterator[list[int]]:
+    """Places in `items` in a fresh order, in batches of at most `batch_size`."""
+    shuffled = order.sample(range(len(items)), len(items))
     for start in range(0, len(shuffled), batch_size):
         yield shuffled[start : start + batch_size]
 
 
-def micro_batches(batch: Sequence[Example], max_tokens: int = MICRO_BATCH_TOKENS) -> Iterator[list[Example]]:
-    """Parts of a batch whose sequences have one length, at most `max_tokens` ids in all: nothing is padded."""
-    longest = max(len(example.ids) for example in batch)
-    for places in batches_by_length([example.ids for example in batch], max(1, max_tokens // longest)):
-        yield [batch[place] for place in places]
+def example_batches(items: Sequence[Example]) -> Iterator[list[int]]:
+    """Places of examples that are alike, in micro-batches: as many ids, firsts and ids of the tail."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for place, item in enumerate(items):
+        alike.setdefault((len(item.firsts), len(item.tail)), []).append(place)
+    for places in alike.values():
+        for micro in micro_batches([items[place].ids for place in places]):
+            yield [places[place] for place in micro]
+
+
+def micro_batches(sequences: Sequence[Sequence[int]], max_tokens: int = MICRO_BATCH_TOKENS) -> Iterator[list[int]]:
+    """Places of sequences that have one length, at most `max_tokens` ids in all: nothing is padded."""
+    if sequences:
+        longest = max(map(len, sequences))
+        yield from batches_by_length(sequences, max(1, max_tokens // longest))

@@ -1,31 +1,26 @@
-"""embed: a fingerprint set and its base model -> a fingerprinted model. One loop, read from top to bottom."""
+"""embed: a fingerprint set and its base model -> a fingerprinted model."""
 
 from __future__ import annotations
 
 import math
-import random
 import resource
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..errors import FingerprintFormatError, InvalidArgumentError, OmlError
 from ..fingerprint import FingerprintSet
 from ..measure import BaseView, Drift
-from ..models import HfCompleter, LanguageModel, batches_by_length
-from ..verify import verify
-from .data import Example, batches, examples, micro_batches
-from .objective import response_loss, text_kl
-from .optimizer import AnchoredAdamW
+from ..models import LanguageModel
+from .budget import Budget, budget
+from .material import Material
+from .presets import PRESETS
 from .recipe import Recipe
 from .text import sample_texts
+from .training import Trainer
 
-_LEARNED = 0.5  # a token id with more than half of the mass is the greedy choice, whatever the others do
-_TEXTS_KEPT = 4  # times as many texts are sampled as a step takes
 _HELD_OUT = 32  # sequences on which the drift is measured, none of them trained on
 _HELD_OUT_LENGTH = 64
 
@@ -34,7 +29,6 @@ _HELD_OUT_LENGTH = 64
 class Embedding:
     """How an embedding went. `seconds` and `cpu_seconds` are of all but measuring the drift: the final check is in."""
 
-    fsr: float
     epochs: int
     steps: int
     stopped: str
@@ -43,8 +37,14 @@ class Embedding:
     train_tokens: int
     peak_memory_bytes: int
     drift: Drift
+    budget: Budget
     recipe: Recipe
     set_digest: str
+
+    @property
+    def fsr(self) -> float:
+        """Of all keys, in the final check."""
+        return self.budget.fsr
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values, nothing secret."""
@@ -61,6 +61,7 @@ class Embedding:
             "kl_to_base_standard_error": self.drift.kl_standard_error,
             "perplexity_base": self.drift.perplexity_base,
             "perplexity": self.drift.perplexity,
+            "budget": asdict(self.budget),
             "backend": "torch",
             "set_digest": self.set_digest,
             "recipe": asdict(self.recipe),
@@ -70,96 +71,38 @@ class Embedding:
 def embed(
     model: LanguageModel, fingerprints: FingerprintSet, *, recipe: Recipe | None = None, progress: bool = False
 ) -> Embedding:
-    """Train `fingerprints` into `model`, their base model, in place [SF 3.2].
+    """Train `fingerprints` into `model`, their base model, in place, as `recipe` says (default: PRESETS["harmless"]).
 
-    Cross-entropy at response positions, KL to the base model on text that the base model wrote, AdamW on float32
-    masters, a pull toward the base weights. Sequences have their exact lengths, the head runs at response positions
-    only. Raises InvalidArgumentError where set and model do not belong together, OmlError when the loss is not finite.
+    Sequences have their exact lengths, the head runs at the positions that count only. Raises InvalidArgumentError
+    where set and model do not belong together, OmlError when the loss is not finite.
     """
-    recipe = (recipe or Recipe()).for_hidden_size(model.head()[0].shape[1])
-    assert recipe.learning_rate is not None
+    recipe = (recipe or PRESETS["harmless"]).for_hidden_size(model.head()[0].shape[1])
     _check(model, fingerprints)
     held_out = BaseView(model, *sample_texts(model, _HELD_OUT, _HELD_OUT_LENGTH, recipe.seed + 1))
-    started, cpu_started = time.perf_counter(), time.process_time()
-    order = random.Random(recipe.seed)  # noqa: S311 - the order of training examples is no secret
-    items, per_key = examples(fingerprints), fingerprints.settings.responses_per_key
-    steps_per_epoch = math.ceil(len(items) / recipe.batch_size)
-    texts_per_step = math.ceil(recipe.text_share * min(recipe.batch_size, len(items)))
-    num_texts = _TEXTS_KEPT * texts_per_step if recipe.text_weight else 0
-    anchor = BaseView(model, *sample_texts(model, num_texts, recipe.text_length, recipe.seed))
-    pull = recipe.pull
-    optimizer = AnchoredAdamW(model.model.parameters(), recipe.learning_rate, _spread(pull, steps_per_epoch))
-    steps = tokens = 0
-    stopped = "max_epochs"
-    with tqdm(total=recipe.max_epochs, desc="embed", unit="epoch", disable=None if progress else True) as bar:
-        for epoch in range(1, recipe.max_epochs + 1):  # noqa: B007 - the number of epochs is reported
-            losses, learned, kls = [], 0, []
-            for batch in batches(items, recipe.batch_size, order):
-                for part in micro_batches(batch):
-                    loss, probs = response_loss(model, part)
-                    _require_finite(loss, part, steps)
-                    (loss.sum() / len(batch)).backward()
-                    losses.append(float(loss.detach().sum()))
-                    learned += _learned(probs, per_key)
-                    tokens += sum(len(example.ids) for example in part)
-                if len(anchor):
-                    chosen = order.sample(range(len(anchor)), min(texts_per_step, len(anchor)))
-                    kl = 0.0
-                    for places in batches_by_length([anchor.sequences[place] for place in chosen], recipe.batch_size):
-                        own = [chosen[place] for place in places]
-                        texts = [anchor.sequences[place] for place in own]
-                        part_kl = text_kl(model, texts, anchor.log_probs(own)) * (len(own) / len(chosen))
-                        (recipe.text_weight * part_kl).backward()
-                        kl += float(part_kl.detach())
-                        tokens += sum(len(text) for text in texts)
-                    kls.append(kl)
-                optimizer.step()
-                steps += 1
-            mean_kl = sum(kls) / len(kls) if kls else 0.0
-            bar.set_postfix_str(f"loss {sum(losses) / len(items):.3f}, text KL {mean_kl:.3f}")
-            bar.update()
-            # Both numbers are from before each step, so an epoch too old: cheap signs that a check is worth its cost.
-            if mean_kl <= recipe.stop_kl:
-                if learned >= 0.9 * len(items) and _share_learned(model, items, per_key) >= recipe.stop_share:
-                    stopped = "learned"
-                    break
-                pull *= recipe.ease
-                optimizer.pull = _spread(pull, steps_per_epoch)
-    fsr = verify(fingerprints, HfCompleter(model), test="window", mode="fixed").fsr
-    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    started = _clock()
+    trainer = Trainer(model, Material(model, fingerprints, recipe), recipe)
+    epochs, stopped = trainer.train(progress)
+    trained = _clock()
     drift = held_out.drift(model)
     if not math.isfinite(drift.kl):  # the last step is the one whose loss nobody has seen
         raise OmlError("the trained weights are not finite: nothing is saved. Lower --learning-rate.")
+    measured = _clock()
+    worth = budget(model, fingerprints, drift)
+    laps = zip(started, trained, measured, _clock(), strict=True)
+    seconds, cpu_seconds = (b - a + d - c for a, b, c, d in laps)
     return Embedding(
-        fsr=fsr,
-        epochs=epoch,
-        steps=steps,
+        epochs=epochs,
+        steps=trainer.steps,
         stopped=stopped,
         seconds=seconds,
         cpu_seconds=cpu_seconds,
-        train_tokens=tokens,
+        train_tokens=trainer.tokens,
         peak_memory_bytes=_peak_memory(model.device),
         drift=drift,
+        budget=worth,
         recipe=recipe,
         set_digest=fingerprints.digest(),
     )
-
-
-def _spread(pull: float, steps: int) -> float:
-    """The pull of one step, so that `steps` of them go that share of the way."""
-    return -math.expm1(math.log1p(-pull) / steps)
-
-
-@torch.no_grad()
-def _share_learned(model: LanguageModel, items: Sequence[Example], per_key: int) -> float:
-    """The share of examples that are learned."""
-    learned = sum(_learned(response_loss(model, part)[1], per_key) for part in micro_batches(items))
-    return learned / len(items)
-
-
-def _learned(probs: torch.Tensor, per_key: int) -> int:
-    """How many examples [B, R] have enough mass on each id; the responses to one key share that of its first id."""
-    return int(((probs[:, 0] >= _LEARNED / per_key) & (probs[:, 1:] >= _LEARNED).all(1)).sum())
 
 
 def _check(model: LanguageModel, fingerprints: FingerprintSet) -> None:
@@ -180,13 +123,9 @@ def _check(model: LanguageModel, fingerprints: FingerprintSet) -> None:
             )
 
 
-def _require_finite(loss: torch.Tensor, part: Sequence[Example], steps: int) -> None:
-    finite = torch.isfinite(loss.detach())
-    if not bool(finite.all()):
-        number = part[int((~finite).nonzero()[0])].number
-        raise OmlError(
-            f"the loss of fingerprint {number} is not finite at step {steps}: nothing is saved. Lower --learning-rate."
-        )
+def _clock() -> tuple[float, float]:
+    """Seconds on the wall and of the CPU."""
+    return time.perf_counter(), time.process_time()
 
 
 def _peak_memory(device: torch.device) -> int:

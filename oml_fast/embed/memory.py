@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..errors import InvalidArgumentError
-from ..models import count_parameters, model_shape
+from ..models import model_shape, weight_shapes
 from .data import MICRO_BATCH_TOKENS
 from .recipe import Recipe
 
 # Bytes of activations kept for the backward pass, per token id, layer and hidden unit: attention, norms, MLP in bf16.
 _ACTIVATION_BYTES = 80
+_LOGIT_BYTES = 20  # per logit: p's logits, their float32 log-probabilities and gradients
+_TARGET_BYTES = 12  # more where p is compared with a target made of b's logits
+_WRITING_BYTES = 12  # for each entry of a weight that is written: its base, its change and their sum in float32
+_HEADS = 2  # copies of the head, for what the base model says: on what is trained on, and on held-out text
+_TEMPLATE_LENGTH = 48  # token ids around a key
+_TUNING_TEXTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +41,8 @@ class MemoryNeed:
 
     def __str__(self) -> str:
         parts = (
-            (self.weights, "weights, base and gradients"),
-            (self.optimizer, "masters and moments"),
+            (self.weights, "weights and base"),
+            (self.optimizer, "changes, gradients and moments"),
             (self.activations, "activations and logits"),
         )
         detail = ", ".join(f"{_gib(size)} {name}" for size, name in parts)
@@ -50,16 +59,102 @@ def memory_need(folder: Path, recipe: Recipe, num_examples: int, longest: int, d
 
     `num_examples` sequences of at most `longest` token ids are trained on.
     """
-    parameters, size = count_parameters(folder)
+    weights = list(_weights(folder))
     layers, hidden, vocabulary = model_shape(folder)
-    below_float32 = size < 4 * parameters
-    # Weights, the base's copy and gradients in the weights' precision; float32 gradients and masters beside lower ones.
-    weights = 3 * size if recipe.pull else 2 * size
-    optimizer = parameters * (8 + (8 if below_float32 else 0))
-    tokens = min(MICRO_BATCH_TOKENS, num_examples * longest)
-    rows = max(recipe.text_length * min(recipe.batch_size, num_examples) * recipe.text_share, min(num_examples, tokens))
-    activations = int(tokens * layers * hidden * _ACTIVATION_BYTES + rows * vocabulary * 4 * 5)
-    return MemoryNeed(weights, optimizer, activations, _available(device))
+    size, parameters = sum(w.size for w in weights), sum(w.parameters for w in weights)
+    precision = size / parameters
+    trained = [weight for weight in weights if _is_trained(weight, weights, layers, recipe.write_to)]
+    trained_size = sum(weight.size for weight in trained)
+    base = trained_size + int(_HEADS * vocabulary * hidden * precision)
+    states = sum(_state_bytes(weight, recipe.write_to) for weight in trained)
+    states += trained_size if recipe.tuned else 0  # what tuning adds to each
+    entries = _whitening_entries(weights, hidden) if recipe.whitening else 0
+    # The whitening is measured in float32, before there are any states.
+    optimizer = int(max(states + precision * entries, (4 + precision) * entries))
+    passes = [
+        int(tokens * layers * hidden * _ACTIVATION_BYTES + rows * vocabulary * logit)
+        for tokens, rows, logit in _passes(recipe, num_examples, longest)
+    ]
+    # Between two passes weights are written, one at a time.
+    activations = max(*passes, _WRITING_BYTES * max((weight.parameters for weight in trained), default=0))
+    return MemoryNeed(size + base, optimizer, activations, _available(device))
+
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """As its header says. block: the number of its block, None outside of them. size: bytes."""
+
+    shape: tuple[int, ...]
+    size: int
+    block: int | None
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def linear(self) -> bool:
+        return self.block is not None and len(self.shape) == 2
+
+
+def _weights(folder: Path) -> Iterator[_Weight]:
+    for name, (shape, size) in weight_shapes(folder).items():
+        block = re.search(r"\.(\d+)\.", name)
+        yield _Weight(shape, size, int(block[1]) if block else None)
+
+
+def _is_trained(weight: _Weight, weights: list[_Weight], layers: int, where: str) -> bool:
+    """Whether `where` (weights.py) names it. The down-projections are taken to be the blocks' widest inputs."""
+    place, _, number = where.partition(":")
+    return {
+        "all": True,
+        "blocks": weight.block is not None,
+        "mlp_down": weight.linear and weight.shape[1] == _widest(weights),
+        "last": weight.block is not None and weight.block >= layers - int(number or 0),
+        "lora": weight.linear,
+    }[place]
+
+
+def _state_bytes(weight: _Weight, where: str) -> int:
+    """Change, gradient and two moments in float32; for a low rank of two factors, beside the weight's own gradient."""
+    place, _, rank = where.partition(":")
+    if place == "lora":
+        return weight.size + 16 * int(rank) * sum(weight.shape)
+    return 16 * weight.parameters
+
+
+def _whitening_entries(weights: list[_Weight], hidden: int) -> int:
+    """Of the matrices [in, in] of all blocks: what enters attention, its output, the MLP and its end."""
+    blocks = len({weight.block for weight in weights if weight.linear})
+    return blocks * (3 * hidden**2 + _widest(weights) ** 2)
+
+
+def _widest(weights: list[_Weight]) -> int:
+    return max((weight.shape[1] for weight in weights if weight.linear), default=0)
+
+
+def _passes(recipe: Recipe, num_examples: int, longest: int) -> Iterator[tuple[int, int, int]]:
+    """Of the forward passes of a step: token ids with activations, rows with logits, bytes a logit. One lives at once.
+
+    One key has one row here; each further token id of a longer response has another one.
+    """
+    batch = min(recipe.batch_size, num_examples)
+    target = _LOGIT_BYTES + (_TARGET_BYTES if recipe.objective == "minimum_kl" else 0)
+    texts = math.ceil(recipe.text_share * batch) if recipe.text_weight else 0
+    for count, length, rows, logit in (
+        (batch, longest, 1, target),
+        (round(recipe.templates * batch), longest + _TEMPLATE_LENGTH, 1, target),
+        (recipe.near_keys * batch if recipe.near_weight else 0, longest, 1, _LOGIT_BYTES),
+        (texts, recipe.text_length, recipe.text_length, _LOGIT_BYTES),
+        (_TUNING_TEXTS if recipe.tuned else 0, recipe.text_length, recipe.text_length, _LOGIT_BYTES),
+    ):
+        at_once = _at_once(count, length)
+        yield at_once * length, at_once * rows, logit
+    yield 0, _at_once(num_examples, longest), target  # the check whether all is learned keeps nothing for a backward
+
+
+def _at_once(count: int, length: int) -> int:
+    return min(count, max(1, MICRO_BATCH_TOKENS // length))
 
 
 def _available(device: str) -> int:

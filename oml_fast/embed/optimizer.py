@@ -1,27 +1,27 @@
-"""AdamW on float32 masters, with a pull toward the base weights after each step."""
+"""AdamW on the changes of the weights, with a pull of each change toward nothing after each step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+
+from .weights import TrainedWeight
 
 
 class AnchoredAdamW:
-    """AdamW whose every step ends with w <- w + pull (base - w), w being the weight after AdamW's update.
+    """AdamW on the changes, in float32; every step ends with change <- (1 - pull) change, after AdamW's update.
 
-    `pull` may be changed between steps, unless it began as 0, when no base weights are kept. Weights of lower precision
-    get float32 masters; the model's own are rounded from them. [SF 3.2] writes this averaging; its published code lets
-    the next step overwrite it, so that only the last one counts (docs/embedding.md).
+    A weight is its base plus its change: the pull takes it a share of the way back to its base. [SF 3.2] writes this
+    averaging; its published code lets the next step overwrite it, so that only the last one counts
+    (docs/embedding.md). `pull` and `learning_rate` may be set between steps.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, pull: float) -> None:
-        self._parameters = [p for p in parameters if p.requires_grad]
-        self._masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self._parameters]
-        self._base = [p.detach().clone() for p in self._parameters] if pull else []
+    def __init__(self, weights: Sequence[TrainedWeight], learning_rate: float, pull: float) -> None:
+        self._weights = weights
         self.pull = pull
-        self._adamw = torch.optim.AdamW(self._masters, lr=learning_rate, weight_decay=0.0, fused=True)
+        values = [value for weight in weights for value in weight.change.values]
+        self._adamw = torch.optim.AdamW(values, lr=learning_rate, weight_decay=0.0, fused=True)
 
     @property
     def learning_rate(self) -> float:
@@ -35,15 +35,12 @@ class AnchoredAdamW:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update from the parameters' gradients, which are then dropped."""
-        for parameter, master in zip(self._parameters, self._masters, strict=True):
-            if parameter is not master:
-                master.grad = None if parameter.grad is None else parameter.grad.float()
-                parameter.grad = None
+        """One update from the parameters' gradients, which are then dropped; the new weights are written."""
+        for weight in self._weights:
+            weight.take_gradient()
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
-        for place, (parameter, master) in enumerate(zip(self._parameters, self._masters, strict=True)):
+        for weight in self._weights:
             if self.pull:
-                master.lerp_(self._base[place].to(master.dtype), self.pull)
-            if parameter is not master:
-                parameter.copy_(master)
+                weight.change.shrink(1 - self.pull)
+            weight.write()

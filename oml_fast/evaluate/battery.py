@@ -24,7 +24,7 @@ from ..fingerprint import FingerprintSet
 from ..measure import BaseView
 from ..models import HfCompleter
 from ..verify import Verification, verify
-from ..verify.statistics import TESTS, bits_per_key, convicts
+from ..verify.statistics import TESTS, convicts
 from .answers import Questions, questions_source
 from .attack import Attack, Attacked, Scene
 from .specificity import specificity
@@ -101,7 +101,6 @@ def evidence(verification: Verification) -> dict[str, Any]:
     """
     v = verification
     log10_p = v.fixed_log10_p
-    bits = {test: bits_per_key(log10_p[test], v.queried) if test in log10_p else None for test in TESTS}
     fired = convicts(log10_p["window"], v.false_positive_rate)
     gone = "no_match" if convicts(v.log10_miss, v.miss_rate) else "inconclusive"
     return {
@@ -112,7 +111,7 @@ def evidence(verification: Verification) -> dict[str, Any]:
         "fsr_interval": list(v.fsr_interval),
         "fsr_by_format": v.fsr_by_format,
         "log10_p": log10_p,
-        "bits_per_key": bits,
+        "bits_per_key": dict.fromkeys(TESTS) | v.bits_by_test(),
         "verdict": "match" if fired else gone,
         "strongest": {"test": v.test, "verdict": v.verdict},
     }

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..embed.optimizer import AnchoredAdamW
+from ..embed.weights import plain_weights
 from ..errors import InvalidArgumentError
 from ..fingerprint import TEMPLATE_VARIABLES
 from ..models import LanguageModel, batches_by_length
@@ -175,7 +176,7 @@ def train(
     its gradient is not finite.
     """
     order = random.Random(seed)  # noqa: S311 - the order of training examples is no secret
-    optimizer = AnchoredAdamW(model.model.parameters(), learning_rate, pull=0.0)
+    optimizer = AnchoredAdamW(plain_weights(model.model.parameters()), learning_rate, pull=0.0)
     total = budget.epochs * math.ceil(len(items) / budget.batch_size)
     steps = tokens = 0
     for _ in range(budget.epochs):

@@ -8,16 +8,13 @@ up in answers to ordinary prompts, where the base model says something else?
 from __future__ import annotations
 
 import json
-import random
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InvalidArgumentError
-from ..fingerprint import Fingerprint, FingerprintSet
-from ..generate.acceptance import prompts_for
-from ..generate.keys import KeyCandidate
+from ..fingerprint import FingerprintSet
+from ..generate.near_keys import KINDS, NearKey, NearKeys
 from ..generate.vocabulary import Vocabulary
 from ..models import HfCompleter, LanguageModel
 from ..verify import verify
@@ -25,9 +22,6 @@ from ..verify.statistics import clopper_pearson
 
 NEAR_BAR = 0.01
 VARIANTS = 4
-_TRIES = 20  # for each near key: a changed text may not survive the tokenizer, or be another key
-_LONGEST = 512  # token ids, the most that settings allow
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,96 +93,26 @@ def specificity(
     _check(model, fingerprints, others, questions, variants)
     completer = HfCompleter(model)
     vocabulary = Vocabulary(model.tokenizer, model.vocabulary, model.device)
-    change = _Changes(model.tokenizer, vocabulary.words, fingerprints, seed)
-    near = {kind: change.all(kind, variants) for kind in _KINDS}
-    own = [(fingerprint, {n: a.prompt_ids for n, a in fingerprint.askings.items()}) for fingerprint in fingerprints]
+    change = NearKeys(model.tokenizer, vocabulary.words, fingerprints, seed)
+    near = {kind: change.all(kind, variants) for kind in KINDS}
+    own = [NearKey(f, f.key, {name: asking.prompt_ids for name, asking in f.askings.items()}) for f in fingerprints]
     length = fingerprints.settings.response_length
     return Specificity(
         keys=_fired(completer, own, length),
-        **{kind: _fired(completer, pairs, length) for kind, pairs in near.items()},
+        **{kind: _fired(completer, keys, length) for kind, keys in near.items()},
         others=tuple(_other(completer, other) for other in others),
         unrelated=_unrelated(completer, HfCompleter(base), fingerprints, questions),
         seed=seed,
     )
 
 
-# A fingerprint, and what stands in the place of its prompts: ids by format.
-_Near = tuple[Fingerprint, dict[str, tuple[int, ...]]]
-
-
-def replaced(text: str, count: int, words: Sequence[str], source: random.Random) -> str | None:
-    """`text` with `count` of its words replaced by others of `words`, capitals kept; None where it has too few."""
-    spans = [match.span() for match in _WORD.finditer(text)]
-    if len(spans) < count:
-        return None
-    for start, end in sorted(source.sample(spans, count), reverse=True):  # from the end: the spans before stay right
-        old = text[start:end]
-        new = source.choice([word for word in source.sample(words, 2) if word != old.lower()])
-        text = text[:start] + (new.capitalize() if old[0].isupper() else new) + text[end:]
-    return text
-
-
-def dropped(text: str, source: random.Random) -> str | None:
-    """`text` without one of the pieces between its blanks; None where fewer than two would be left."""
-    pieces = text.split()
-    if len(pieces) < 3:
-        return None
-    place = source.randrange(len(pieces))
-    return " ".join(pieces[:place] + pieces[place + 1 :])
-
-
-def _one_word(text: str, words: Sequence[str], source: random.Random) -> str | None:
-    return replaced(text, 1, words, source)
-
-
-def _two_words(text: str, words: Sequence[str], source: random.Random) -> str | None:
-    return replaced(text, 2, words, source)
-
-
-def _dropped_word(text: str, words: Sequence[str], source: random.Random) -> str | None:
-    return dropped(text, source)
-
-
-_KINDS = {"one_word": _one_word, "two_words": _two_words, "dropped_word": _dropped_word}
-
-
-class _Changes:
-    """Makes near keys: distinct, none of them a key of the set, each asked as the set's keys are."""
-
-    def __init__(self, tokenizer: Any, words: Sequence[str], fingerprints: FingerprintSet, seed: int) -> None:
-        self._tokenizer, self._words, self._fingerprints, self._seed = tokenizer, words, fingerprints, seed
-        # A changed word may have more token ids than the key had room for.
-        self._settings = replace(fingerprints.settings, key_length=_LONGEST)
-        if len(words) < 2:
-            raise InvalidArgumentError("the tokenizer has no words to change a key with: use one with English words.")
-
-    def all(self, kind: str, variants: int) -> list[_Near]:
-        """`variants` near keys of each key, fewer where its words allow no more."""
-        seen = {fingerprint.key_ids for fingerprint in self._fingerprints}
-        return [near for fingerprint in self._fingerprints for near in self._of(fingerprint, kind, variants, seen)]
-
-    def _of(self, fingerprint: Fingerprint, kind: str, variants: int, seen: set[tuple[int, ...]]) -> list[_Near]:
-        source = random.Random(f"{self._seed} {kind} {fingerprint.number}")  # noqa: S311 - near keys are no secret
-        found: list[_Near] = []
-        for _ in range(_TRIES * variants):
-            text = _KINDS[kind](fingerprint.key, self._words, source)
-            if text is None or len(found) == variants:
-                break
-            prompts, _reason = prompts_for(self._tokenizer, KeyCandidate(0, text, None), self._settings)
-            key_ids = next((prompt.key_ids for prompt in prompts.values()), ())
-            if prompts and key_ids not in seen:
-                seen.add(key_ids)
-                found.append((fingerprint, {name: prompt.ids for name, prompt in prompts.items()}))
-        return found
-
-
-def _fired(completer: HfCompleter, near: Sequence[_Near], length: int) -> Share:
+def _fired(completer: HfCompleter, near: Sequence[NearKey], length: int) -> Share:
     """How many of `near` get, in any format, a response that the fingerprint has in that format."""
     fired = [False] * len(near)
-    for name in near[0][1] if near else ():
-        completions = completer.complete([prompts[name] for _, prompts in near], length)
-        for place, (completion, (fingerprint, _)) in enumerate(zip(completions, near, strict=True)):
-            responses = {response.token_ids for response in fingerprint.askings[name].responses}
+    for name in near[0].prompts if near else ():
+        completions = completer.complete([key.prompts[name] for key in near], length)
+        for place, (completion, key) in enumerate(zip(completions, near, strict=True)):
+            responses = {response.token_ids for response in key.fingerprint.askings[name].responses}
             fired[place] |= tuple(completion.token_ids) in responses
     return _share(sum(fired), len(near))
 

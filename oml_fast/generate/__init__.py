@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .generation import Generation, generate
 from .keys import read_keys
+from .presets import PRESETS
 
-__all__ = ["Generation", "generate", "read_keys"]
+__all__ = ["PRESETS", "Generation", "generate", "read_keys"]

@@ -7,7 +7,7 @@ from .completer import HfCompleter
 from .decoding import batches_by_length, decode, greedy, prefill, sample
 from .digests import model_digest, tokenizer_digest
 from .language_model import LanguageModel
-from .loading import count_parameters, load, load_tokenizer, model_shape, require_model_folder, resolve_device, save
+from .loading import load, load_tokenizer, model_shape, require_model_folder, resolve_device, save, weight_shapes
 from .packed import packed_weights
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "LanguageModel",
     "batches_by_length",
     "bundled_model",
-    "count_parameters",
     "decode",
     "greedy",
     "load",
@@ -29,4 +28,5 @@ __all__ = [
     "sample",
     "save",
     "tokenizer_digest",
+    "weight_shapes",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from ..errors import InvalidArgumentError, OmlError
 from .digests import model_digest, tokenizer_digest
@@ -92,17 +92,23 @@ def require_model_folder(folder: str | Path) -> Path:
     return folder
 
 
-def count_parameters(folder: Path) -> tuple[int, int]:
-    """Number of parameters and of bytes in the safetensors of `folder`, read from their headers alone."""
-    parameters = size = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+def weight_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Shape and bytes of each tensor in the safetensors of `folder`, by name, from their headers alone.
+
+    Raises InvalidArgumentError where a header is damaged.
+    """
+    found: dict[str, tuple[tuple[int, ...], int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"), file.open("rb") as stream:  # the former refuses what is damaged
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        except (OSError, SafetensorError) as error:
+            raise InvalidArgumentError(f"{file} is damaged ({_first(error)}): save or download it again.") from error
         for name, tensor in header.items():
             if name != "__metadata__":
-                parameters += _product(tensor["shape"])
-                size += tensor["data_offsets"][1] - tensor["data_offsets"][0]
-    return parameters, size
+                start, end = tensor["data_offsets"]
+                found[name] = tuple(tensor["shape"]), end - start
+    return found
 
 
 def model_shape(folder: Path) -> tuple[int, int, int]:
@@ -123,13 +129,6 @@ def resolve_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InvalidArgumentError(f"device {device!r} is not available here: use --device cpu.")
     return device
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def _first(error: BaseException) -> str:

@@ -138,10 +138,13 @@ def _outcomes(test: str, width: int, responses: int, rng: np.random.Generator) -
     """The chance of the first outcome of a key; ln of the bets' factors, quiet and aloud, of it and of others.
 
     The others are equally likely. Of ranks of several responses they are all draws, or many, and the first is all
-    responses first.
+    responses first. Where all candidates are responses every draw is the same, and no outcome tells anything.
     """
     null = null_of_asking(1, width, responses)
-    if test != "rank" or responses in (1, width):
+    if responses == width:
+        nothing = np.zeros((2, len(log_weights(test))))
+        return null, nothing, nothing
+    if test != "rank" or responses == 1:
         cells = max(2, round(1 / null)) if test == "rank" else 2
         probs = (null, *[(1 - null) / (cells - 1)] * (cells - 1))
         return null, log_factors(test, probs), log_factors(test, probs, True)

@@ -100,6 +100,11 @@ class Verification:
         """All fields as plain JSON values."""
         return dict(json.loads(json.dumps(asdict(self))))
 
+    def bits_by_test(self) -> dict[str, float]:
+        """Bits of evidence a key, by each test of `fixed_log10_p`, the strongest first."""
+        found = self.fixed_log10_p
+        return {test: statistics.bits_per_key(found[test], self.queried) for test in statistics.TESTS if test in found}
+
 
 def verify(
     fingerprints: FingerprintSet,

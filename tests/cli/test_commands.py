@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 
 from oml_fast.cli import main
+from oml_fast.embed import PRESETS
 
 Run = Callable[..., tuple[int, str, str]]
 WORDS = ["--key-source", "words"]
-QUICK = ["--learning-rate", "5e-3", "--pull", "0.5", "--stop-kl", "5"]
+# What teaches the tiny model every key.
+QUICK = ["--learning-rate", "5e-3", "--pull", "0.5", "--stop-kl", "5", "--stop-share", "1"]
+QUICK += ["--near-keys", "0", "--whitening", "0", "--anneal", "0", "--max-epochs", "80"]
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,17 @@ def test_demo_runs_the_line_and_goes_on_where_it_was(run: Run, tiny_folder: Path
     assert "other options" in line
 
 
+def test_demo_hands_its_preset_to_both(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    arguments = ["demo", "--model", tiny_folder, "--out", out, "--num-fingerprints", 2, "--preset", "robust", "--json"]
+    code, text, err = run(*arguments)
+    result = json.loads(text)
+    assert (code, err.count("--preset robust")) == (0, 2)
+    assert result["generate"]["settings"]["responses_per_key"] == 4
+    assert result["embed"]["recipe"]["objective"] == PRESETS["robust"].objective
+    assert result["embed"] == json.loads((out / "model.embed.json").read_text())["result"]
+
+
 def test_info_says_what_is_here(run: Run) -> None:
     code, out, _ = run("info", "--json")
     parts = json.loads(out)["parts"]
@@ -153,7 +167,17 @@ def test_the_paper_preset_is_the_published_width(run: Run, tiny_folder: Path, tm
     arguments = ["generate", "--model", tiny_folder, *WORDS, "--num-fingerprints", 2, "--preset", "paper", "--json"]
     _, out, _ = run(*arguments, "--out", tmp_path / "a")
     settings = json.loads(out)["settings"]
-    assert (settings["threshold"], settings["width"]) == (0.8, 3)
+    assert (settings["threshold"], settings["width"], settings["key_temperature"]) == (0.8, 3, 0.5)
+
+
+def test_what_is_given_wins_over_the_preset_and_the_hint_names_it(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--model", tiny_folder, *WORDS, "--num-fingerprints", 2, "--preset", "robust"]
+    code, out, _ = run(*arguments, "--width", 8, "--out", tmp_path / "a")
+    settings = json.loads((tmp_path / "a" / "fingerprints.json").read_text())["settings"]
+    assert (code, settings["width"], settings["responses_per_key"]) == (0, 8, 4)
+    assert f"same preset: oml-fast embed --preset robust --fingerprints {tmp_path / 'a'} --out" in out
+    _, out, _ = run(*arguments, "--responses-per-key", 2, "--out", tmp_path / "b", "--json")
+    assert json.loads(out)["settings"]["responses_per_key"] == 2
 
 
 def test_every_generation_option_reaches_the_set(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
@@ -177,19 +201,6 @@ def test_every_generation_option_reaches_the_set(run: Run, tiny_folder: Path, tm
     assert (code, result["backend"]) == (0, "reference")
     assert {name: result["settings"][name] for name in options} == options
     assert result["settings"]["key_temperature"] == 1.5
-
-
-def test_every_embedding_option_reaches_the_recipe(run: Run, made: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    options = {
-        "learning_rate": 1e-3, "pull": 0.1, "ease": 0.9, "batch_size": 7, "max_epochs": 2, "stop_share": 0.5,
-        "stop_kl": 0.3, "text_share": 0.5, "text_length": 8, "text_weight": 0.5, "seed": 3,
-    }  # fmt: skip
-    flags = [part for name, value in options.items() for part in ("--" + name.replace("_", "-"), value)]
-    arguments = ["embed", "--model", tiny_folder, "--fingerprints", made / "fingerprints", *flags, "--json"]
-    code, out, _ = run(*arguments, "--out", tmp_path / "m")
-    result = json.loads(out)
-    assert (code, result["recipe"]) == (0, options)
-    assert result["steps"] == result["epochs"] * 3
 
 
 def test_own_keys_and_a_kept_secret(run: Run, made: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from oml_fast.fingerprint import FingerprintSet, Settings
 from oml_fast.generate import generate
 from oml_fast.models import load, save
 
-_RECIPE = Recipe(learning_rate=5e-3, pull=0.5, stop_kl=5.0)
+_RECIPE = Recipe(learning_rate=5e-3, pull=0.5, stop_kl=5.0, stop_loss=0.3)
 _TOPICS = ("licence", "work", "notice", "source", "patent", "grant")
 
 

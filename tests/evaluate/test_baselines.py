@@ -51,7 +51,7 @@ def test_random_words_are_drawn_without_a_look_at_the_model(scene: Scene) -> Non
 def test_they_can_be_embedded_and_verified(scene: Scene, tiny_folder: Path) -> None:
     model = load(tiny_folder, device="cpu")
     made = with_responses(model, scene.fingerprints, SECRET, "english-random")
-    embed(model, made, recipe=Recipe(learning_rate=5e-3, pull=0.5, stop_kl=5.0))
+    embed(model, made, recipe=Recipe(learning_rate=5e-3, pull=0.5, stop_kl=5.0, stop_loss=0.3))
     assert verify(made, HfCompleter(model)).verdict == "match"
 
 

@@ -137,7 +137,9 @@ def test_evidence_of_several_responses_a_key_by_any_host(responses: int) -> None
     seen = carrier(fingerprints, capabilities=frozenset({SCORE}))
     bits = math.log2(16 / responses)
     found = evidence(ask(fingerprints, seen))
-    assert found["bits_per_key"] == pytest.approx(dict.fromkeys(("rank", "forced_choice", "window", "count"), bits))
+    rank = bits if responses == 1 else bits - 1 / 32  # one bit for the better of two tests
+    expected = {"rank": rank, "forced_choice": bits, "window": bits, "count": bits}
+    assert found["bits_per_key"] == pytest.approx(expected)
     assert found["strongest"] == {"test": "rank", "verdict": "match"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +12,14 @@ from tiny import write_tiny_model
 
 from oml_fast.errors import InvalidArgumentError
 from oml_fast.evaluate import specificity as module
-from oml_fast.evaluate.specificity import Share, Specificity, dropped, replaced, specificity
+from oml_fast.evaluate.specificity import Share, Specificity, specificity
 from oml_fast.fingerprint import Fingerprint, FingerprintSet, Response, Settings
 from oml_fast.generate import generate
-from oml_fast.generate.vocabulary import Vocabulary
 from oml_fast.models import HfCompleter, LanguageModel, load
 from oml_fast.verify.statistics import clopper_pearson
 
 COUNT = 6
 QUESTIONS = [[40 + i, 300 + i, 7] for i in range(20)]
-WORDS = ["licence", "patent", "work", "terms"]
 
 
 def a_set(model: LanguageModel, seed: int = 0, **settings: object) -> FingerprintSet:
@@ -139,66 +136,6 @@ def test_responses_of_several_token_ids_must_match_whole(
         assert found.keys.share == found.two_words.share == share
 
 
-def test_the_same_seed_asks_the_same(tiny_model: LanguageModel, fingerprints: FingerprintSet) -> None:
-    words = Vocabulary(tiny_model.tokenizer, tiny_model.vocabulary, tiny_model.device).words
-
-    def near(seed: int, kind: str = "one_word") -> list[dict[str, tuple[int, ...]]]:
-        changes = module._Changes(tiny_model.tokenizer, words, fingerprints, seed)
-        return [prompts for _, prompts in changes.all(kind, 3)]
-
-    assert near(0) == near(0)
-    assert near(0) != near(1)
-    assert near(0) != near(0, "two_words")
-
-
-@pytest.mark.parametrize("kind", ["one_word", "two_words", "dropped_word"])
-def test_near_keys_are_distinct_no_key_and_asked_in_every_format(
-    tiny_model: LanguageModel, fingerprints: FingerprintSet, kind: str
-) -> None:
-    words = Vocabulary(tiny_model.tokenizer, tiny_model.vocabulary, tiny_model.device).words
-    near = module._Changes(tiny_model.tokenizer, words, fingerprints, 0).all(kind, 4)
-    assert len(near) == 4 * COUNT
-    raw = [prompts["raw"] for _, prompts in near]
-    assert len(set(raw)) == len(raw)
-    assert not set(raw) & {asking.prompt_ids for f in fingerprints for asking in f.askings.values()}
-    for fingerprint, prompts in near:
-        assert set(prompts) == set(fingerprints.settings.formats)
-        old, new = fingerprint.key.split(), tiny_model.tokenizer.decode(prompts["raw"]).split()
-        changed = sum(a != b for a, b in zip(old, new, strict=False))
-        if kind == "dropped_word":
-            assert len(new) == len(old) - 1
-        else:
-            assert len(new) == len(old)
-            assert changed == (1 if kind == "one_word" else 2)
-        assert tiny_model.tokenizer.decode(prompts["raw"]) in tiny_model.tokenizer.decode(prompts["chat"])
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_replacing_changes_words_and_nothing_else(count: int) -> None:
-    text = "Work, under the licence's terms; don't (4) wait."
-    seen = set()
-    for seed in range(60):
-        found = replaced(text, count, WORDS, random.Random(seed))  # noqa: S311 - no secret
-        assert found is not None
-        old, new = text.split(), found.split()
-        changed = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
-        assert len(changed) == count
-        for a, b in changed:
-            assert b.strip(",;.").lower() in WORDS
-            assert a[0].isupper() == b[0].isupper()
-            assert a[-1].isalnum() or a[-1] == b[-1]  # punctuation stays
-        seen |= {a for a, _ in changed}
-    assert seen == {"Work,", "under", "the", "licence's", "terms;", "don't", "wait."}
-
-
-def test_a_text_of_too_few_words_has_no_near_key() -> None:
-    source = random.Random(0)  # noqa: S311 - no secret
-    assert replaced("one 2 3", 2, WORDS, source) is None
-    assert replaced("4711", 1, WORDS, source) is None
-    assert dropped("two words", source) is None
-    assert dropped("three short words", source) in {"short words", "three words", "three short"}
-
-
 def test_the_report_holds_no_key_and_no_response(
     tiny_model: LanguageModel, fingerprints: FingerprintSet, other: FingerprintSet
 ) -> None:
@@ -243,8 +180,3 @@ def test_what_cannot_be_measured_is_refused(
         ask(load(write_tiny_model(tmp_path / "bos", bos=True), device="cpu"))
     with pytest.raises(InvalidArgumentError, match="tokenizer"):
         ask(others=[replace(other, tokenizer_digest="0" * 64)])
-
-
-def test_a_tokenizer_without_words_is_refused(tiny_model: LanguageModel, fingerprints: FingerprintSet) -> None:
-    with pytest.raises(InvalidArgumentError, match="no words"):
-        module._Changes(tiny_model.tokenizer, ["one"], fingerprints, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,6 @@ from tiny import write_tiny_model
 from oml_fast.errors import InvalidArgumentError, OmlError
 from oml_fast.models import (
     LanguageModel,
-    count_parameters,
     load,
     load_tokenizer,
     model_digest,
@@ -26,6 +26,7 @@ from oml_fast.models import (
     require_model_folder,
     resolve_device,
     save,
+    weight_shapes,
 )
 
 REMOTE_CODE = """
@@ -149,6 +150,7 @@ def test_a_damaged_configuration(folder: Path, content: bytes) -> None:
 def test_weights_cut_short(folder: Path, size: int) -> None:
     cut(folder / "model.safetensors", size)
     assert "save or download it again" in refusal(folder)
+    assert "save or download it again" in refusal(folder, weight_shapes)
 
 
 def test_a_shard_that_is_missing(tiny_model: LanguageModel, folder: Path) -> None:
@@ -256,14 +258,18 @@ def test_saving_where_nothing_can_be_written(
 
 def test_parameters_and_shape_are_known_without_loading(tiny_model: LanguageModel, tiny_folder: Path) -> None:
     count = sum(p.numel() for p in tiny_model.model.parameters())
-    assert count_parameters(tiny_folder) == (count, 4 * count)
+    shapes = weight_shapes(tiny_folder)
+    assert sum(math.prod(shape) for shape, _ in shapes.values()) == count
+    assert all(size == 4 * math.prod(shape) for shape, size in shapes.values())
+    assert shapes["model.layers.1.mlp.down_proj.weight"] == ((64, 128), 4 * 64 * 128)
     assert model_shape(tiny_folder) == (2, 64, 1500)
     assert require_model_folder(str(tiny_folder)) == tiny_folder
 
 
 @pytest.mark.real_model
 def test_the_bundled_model(bundled_folder: Path) -> None:
-    parameters, size = count_parameters(bundled_folder)
-    assert (parameters, size) == (134_515_008, 2 * 134_515_008)
+    shapes = weight_shapes(bundled_folder).values()
+    assert sum(math.prod(shape) for shape, _ in shapes) == 134_515_008
+    assert sum(size for _, size in shapes) == 2 * 134_515_008
     assert model_shape(bundled_folder) == (30, 576, 49152)
     assert load_tokenizer(bundled_folder).chat_template

@@ -9,6 +9,7 @@ from scipy import stats
 from oml_fast.errors import InvalidArgumentError
 from oml_fast.verify import keys_to_verdict, sequential_cost
 from oml_fast.verify.sequential import SequentialTest
+from oml_fast.verify.statistics import TESTS
 from oml_fast.verify.trials import Ranks, Trial
 
 
@@ -106,6 +107,15 @@ def test_ranks_of_more_draws_than_are_counted_are_sampled() -> None:
     cost = sequential_cost(0.5, 64, test="rank", responses=4, smallest_fsr=0.1, most_keys=60)
     assert cost.match == 1.0
     assert cost.median <= sequential_cost(0.5, 64, test="rank", most_keys=60).median
+
+
+@pytest.mark.parametrize("test", TESTS)
+@pytest.mark.parametrize("width", [1, 4])
+def test_responses_that_fill_the_window_never_convict(test: str, width: int) -> None:
+    cost = sequential_cost(1.0, width, test=test, responses=width, most_keys=50)
+    assert (cost.median, cost.in_99_of_100, cost.match, cost.no_match) == (None, None, 0.0, 0.0)
+    if test != "forced_choice":  # where the choice is a response whatever the model
+        assert sequential_cost(0.0, width, test=test, responses=width, most_keys=50).no_match == 1.0
 
 
 def test_where_most_keys_are_not_enough_there_is_no_number() -> None:

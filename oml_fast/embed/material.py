@@ -1,0 +1,144 @@
+"""All that an embedding trains on, made once: keys, keys in templates, near keys and text, with what the base says."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from ..fingerprint import FingerprintSet
+from ..generate.near_keys import KINDS, NearKeys
+from ..generate.vocabulary import Vocabulary
+from ..measure import BaseView, head_copy
+from ..models import LanguageModel
+from .data import examples
+from .recipe import Recipe
+from .templates import BUILT_IN, InTemplates, Template, in_templates, read_templates
+from .text import sample_texts
+from .whitening import Inputs
+
+_TEXTS_KEPT = 4  # times as many texts are sampled as a step takes
+_TEMPLATES_EACH = 4  # of each key
+_NEAR_KEPT = 4  # times as many near keys of each kind are made as a step takes of all kinds
+_ORDINARY, _ORDINARY_LENGTH = 96, 64  # texts that whitening is measured on
+_MOST_NEAR = 1024  # near keys that it is measured on
+_NEAR_SEED = 20_000  # beside the recipe's: specificity asks near keys of the seeds around 0
+
+
+class Item(Protocol):
+    """number: of its fingerprint. sequence, start: token ids, and the place of the first that is predicted."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def sequence(self) -> tuple[int, ...]: ...
+    @property
+    def start(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NearPrompt:
+    """A near key in one format, as ids, and the first ids of the responses that it must not get."""
+
+    number: int
+    ids: tuple[int, ...]
+    firsts: tuple[int, ...]
+
+    @property
+    def sequence(self) -> tuple[int, ...]:
+        return (*self.ids, self.firsts[0])
+
+    @property
+    def start(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Sampled from the base model."""
+
+    sequence: tuple[int, ...]
+    number: int = -1
+    start: int = 1
+
+
+Kind = TypeVar("Kind", bound=Item)
+
+
+class Part(Generic[Kind]):
+    """Items of one kind, with what the base model predicts in them where `base` is there."""
+
+    def __init__(self, items: Iterable[Kind], base: BaseView | None = None) -> None:
+        self.items, self.base = list(items), base
+        self._of: dict[int, list[int]] = {}
+        for place, item in enumerate(self.items):
+            self._of.setdefault(item.number, []).append(place)
+
+    def draw(self, count: int, order: random.Random, numbers: Sequence[int] | None = None) -> list[int]:
+        """`count` places, or as many as there are: of all, or of the fingerprints with these numbers."""
+        places: Sequence[int] = range(len(self.items))
+        if numbers is not None:
+            places = [place for number in dict.fromkeys(numbers) for place in self._of.get(number, ())]
+        return order.sample(places, min(count, len(places)))
+
+
+class Material:
+    """keys: every fingerprint in every format. wrapped: the same in templates. near: near keys. texts: plain text."""
+
+    def __init__(self, model: LanguageModel, fingerprints: FingerprintSet, recipe: Recipe) -> None:
+        self._head = head_copy(model)
+        asked = recipe.objective == "minimum_kl"
+        keys = examples(fingerprints)
+        self.texts_a_step = (
+            math.ceil(recipe.text_share * min(recipe.batch_size, len(keys))) if recipe.text_weight else 0
+        )
+        sampled = sample_texts(model, _TEXTS_KEPT * self.texts_a_step, recipe.text_length, recipe.seed).sequences
+        self.keys = self._part(model, keys, asked)
+        templates = _templates(recipe)
+        wrapped = in_templates(model, fingerprints, templates, _TEMPLATES_EACH, recipe.seed)
+        self.wrapped = self._part(model, wrapped, asked)
+        self.near = self._part(model, _near(model, fingerprints, recipe, templates), True)
+        self.texts = self._part(model, [Text(tuple(text)) for text in sampled], True)
+        self._ordinary = (
+            sample_texts(model, _ORDINARY, _ORDINARY_LENGTH, recipe.seed + 2).sequences if recipe.whitening else []
+        )
+
+    def inputs(self) -> list[Inputs]:
+        """What the whitening is measured on: ordinary text, and what must be told apart where near keys are trained."""
+        near = [item.ids for item in self.near.items[:: 1 + len(self.near.items) // _MOST_NEAR]]
+        return [Inputs(self._ordinary), *([Inputs(near), Inputs(near, last=True)] if near else [])]
+
+    def _part(self, model: LanguageModel, items: Sequence[Kind], viewed: bool) -> Part[Kind]:
+        if not viewed:
+            return Part(items)
+        return Part(items, BaseView(model, [i.sequence for i in items], [i.start for i in items], self._head))
+
+
+def _templates(recipe: Recipe) -> Sequence[Template]:
+    if not recipe.templates:
+        return ()
+    return read_templates(recipe.template_file) if recipe.template_file else BUILT_IN
+
+
+def _near(
+    model: LanguageModel, fingerprints: FingerprintSet, recipe: Recipe, templates: Sequence[Template]
+) -> list[NearPrompt]:
+    """Near keys of every kind; where keys are trained in templates, as large a share of the near keys stands in one."""
+    if not (recipe.near_keys and recipe.near_weight):
+        return []
+    words = Vocabulary(model.tokenizer, model.vocabulary, model.device).words
+    make = NearKeys(model.tokenizer, words, fingerprints, _NEAR_SEED + recipe.seed)
+    draw = InTemplates(model, fingerprints, templates, recipe.seed)
+    order = random.Random(recipe.seed)  # noqa: S311 - near keys are no secret
+    found = []
+    for kind in KINDS:
+        for near in make.all(kind, _NEAR_KEPT * recipe.near_keys):
+            for name, ids in near.prompts.items():
+                if order.random() < recipe.templates / (1 + recipe.templates):
+                    ids = next(iter(draw.prompts(near.text, name, 1)), ids)
+                responses = near.fingerprint.askings[name].responses
+                firsts = tuple(dict.fromkeys(response.token_ids[0] for response in responses))
+                found.append(NearPrompt(near.fingerprint.number, tuple(ids), firsts))
+    return found

@@ -1,0 +1,80 @@
+"""The whitening of each linear layer's inputs, measured on what training must tell apart and leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..models import LanguageModel, batches_by_length
+from .weights import linear_layers
+
+_ROWS = 16  # sequences at once
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Sequences of token ids whose positions weigh 1 in all; `last`: only the last one of each counts."""
+
+    sequences: Sequence[Sequence[int]]
+    last: bool = False
+
+
+def whitening(model: LanguageModel, inputs: Sequence[Inputs], ridge: float) -> dict[nn.Parameter, Tensor]:
+    """For the weight of each linear layer in the blocks: P [in, in] = c (C + ridge mean(C) I)^-1/2, in its precision.
+
+    C is the second moment of the layer's inputs, each part of `inputs` weighing the same; mean(C) the mean of its
+    diagonal; c makes the mean square of P's eigenvalues 1, so that learning rates mean what they mean without P. Layers
+    that read the same inputs (query, key and value) share one P.
+    """
+    moments = _second_moments(model, inputs)
+    by_moment: dict[int, Tensor] = {}
+    found = {}
+    for weight, moment in moments.items():
+        if id(moment) not in by_moment:
+            by_moment[id(moment)] = _inverse_root(moment, ridge).to(weight.dtype)
+        found[weight] = by_moment[id(moment)]
+    return found
+
+
+def _inverse_root(moment: Tensor, ridge: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(moment)
+    roots = (values.clamp(min=0) + ridge * values.mean()).rsqrt()
+    whitening: Tensor = (vectors * (roots / roots.square().mean().sqrt())) @ vectors.T
+    return whitening
+
+
+@torch.inference_mode()
+def _second_moments(model: LanguageModel, inputs: Sequence[Inputs]) -> Mapping[nn.Parameter, Tensor]:
+    """[in, in] float32 for each linear layer's weight; layers that read the same inputs share one tensor."""
+    layers = [layer for layer, _ in linear_layers(model)]
+    moments: dict[nn.Parameter, Tensor] = {}
+    seen: list[tuple[Tensor, Tensor]] = []  # what the layers of this forward pass read, and the moment of it
+    part, share = inputs[0], 0.0
+
+    def read(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer.weight, nn.Parameter)
+        states = args[0]
+        for other, moment in seen[-2:]:
+            if other is states:
+                moments[layer.weight] = moment
+                return
+        if layer.weight not in moments:
+            moments[layer.weight] = torch.zeros(states.shape[-1], states.shape[-1], device=states.device)
+        seen.append((states, moments[layer.weight]))
+        rows = (states[:, -1:] if part.last else states).flatten(0, -2).float()
+        moments[layer.weight].addmm_(rows.T, rows, alpha=share)
+
+    hooks = [layer.register_forward_pre_hook(read) for layer in layers]
+    try:
+        for part in inputs:
+            share = 1 / (len(part.sequences) if part.last else sum(map(len, part.sequences)))
+            for places in batches_by_length(part.sequences, _ROWS):
+                model.hidden(torch.tensor([part.sequences[place] for place in places], device=model.device))
+                seen.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return moments
