@@ -8,12 +8,15 @@ PRESETS = {
     # Utility first: one response, and no more certainty than a greedy answer needs.
     "harmless": Recipe(
         near_keys=1,
+        near_weight=0.5,
+        scaled=0.2,
+        scaled_from=0.5,
         whitening=0.001,
         width_rate=0.5,
         batch_size=128,
-        max_epochs=24,
+        max_epochs=20,
         anneal=0.5,
-        pull=0.1,
+        pull=0.15,
         ease=1.0,
         stop_near=0.01,
     ),
