@@ -14,12 +14,23 @@ if TYPE_CHECKING:
     from .embed import embed as embed
     from .fingerprint import FingerprintSet as FingerprintSet
     from .generate import generate as generate
+    from .permission import Permission as Permission
+    from .permission import check as check
+    from .permission import issue as issue
     from .verify import verify as verify
 
 __version__ = "0.1.0"
-__all__ = ["FingerprintSet", "__version__", "embed", "generate", "verify"]
+__all__ = ["FingerprintSet", "Permission", "__version__", "check", "embed", "generate", "issue", "verify"]
 
-_ROOMS = {"FingerprintSet": "fingerprint", "generate": "generate", "embed": "embed", "verify": "verify"}
+_ROOMS = {
+    "FingerprintSet": "fingerprint",
+    "Permission": "permission",
+    "check": "permission",
+    "issue": "permission",
+    "generate": "generate",
+    "embed": "embed",
+    "verify": "verify",
+}
 
 
 class _Package(ModuleType):

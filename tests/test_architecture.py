@@ -30,7 +30,8 @@ ROOMS: dict[str, set[str]] = {
     "generate": {"ops", "backends", "fingerprint", "models", "secret", "files", "errors"},
     "interchange": {"fingerprint", "files", "errors"},
     "verify": {"fingerprint", "completer", "files", "errors"},
-    "registry": {"fingerprint", "verify", "files", "errors"},
+    "permission": {"signing", "files", "errors"},
+    "registry": {"fingerprint", "verify", "permission", "files", "errors"},
     "commit": {"fingerprint", "secret", "signing", "files", "errors"},
     "embed": {"ops", "generate", "fingerprint", "models", "measure", "verify", "files", "errors"},
     "evaluate": {
@@ -61,6 +62,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "embed": {"jinja2", "torch", "tqdm"},
     "signing": {"cryptography"},
     "verify": {"aiohttp", "numpy", "scipy", "tqdm"},
+    "permission": {"jwt"},
     "registry": {"alembic", "sqlalchemy"},
     "commit": {"cryptography", "rfc3161_client"},
     "interchange": {"yaml"},
@@ -174,6 +176,7 @@ HEAVY = (
     "aiohttp",
     "jinja2",
     "cryptography",
+    "jwt",
 )
 
 
@@ -185,7 +188,14 @@ def test_the_doors_are_light(statement: str, heavy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["from oml_fast import verify", "import oml_fast.report", "import oml_fast.secret"]
+    "statement",
+    [
+        "from oml_fast import verify",
+        "from oml_fast import Permission, issue, check",
+        "import oml_fast.permission",
+        "import oml_fast.report",
+        "import oml_fast.secret",
+    ],
 )
 def test_verification_needs_no_torch(statement: str) -> None:
     code = f"{statement}; import sys; sys.exit('torch' in sys.modules)"

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
         raise InvalidArgumentError("OML_FAST_SIGNING_PASSPHRASE is set: give --encrypt as well, or unset it.")
     require_writable(public)
     key = new_signing_key()
-    write_signing_key(options.out, key, _new_passphrase() if options.encrypt else None)
+    write_signing_key(options.out, key, new_passphrase() if options.encrypt else None)
     write_atomic(public, key.verification_key.pem())
     result = {
         "kid": key.verification_key.kid,
@@ -63,7 +63,8 @@ def load_signing_key(path: Path) -> SigningKey:
     return read_signing_key(path, settings.signing_passphrase() or _ask(f"Passphrase of {path}: "))
 
 
-def _new_passphrase() -> str:
+def new_passphrase() -> str:
+    """A passphrase for a new key: from the environment, or asked for twice."""
     if given := settings.signing_passphrase():
         return given
     first = _ask("Passphrase: ")

@@ -3,16 +3,22 @@
 A key is spent when `keys.spent_at` is set: at once with the first exposure, whoever saw it. `exposures` has one row for
 each time that a key was shown; `id` rises in the order of showing. `attempt_id` is NULL for keys marked by hand, and
 `exposures.suspect` is NULL where everyone may have seen the key. Times are UTC, ISO 8601.
+
+The tables `permission_...` are those of `permissions.PermissionStore`; their times are seconds since 1970.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
+    Boolean,
     Column,
+    Double,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -110,4 +116,48 @@ models = Table(
     Column("set_id", Integer, ForeignKey("sets.id"), primary_key=True, autoincrement=False),
     Column("path", Text, nullable=False),
     Column("added_at", String(32), nullable=False),
+)
+
+permission_nonces = Table(
+    "permission_nonces",
+    metadata,
+    Column("issuer", String(200), primary_key=True),
+    Column("nonce", String(64), primary_key=True),
+    Column("body", String(64)),
+    Column("spent_at", Double, nullable=False),
+    Column("finished", Boolean, nullable=False),
+    Column("answer", LargeBinary),
+    Column("forget_at", BigInteger, nullable=False, index=True),
+    Index(
+        "ix_permission_nonces_answered",
+        "spent_at",
+        sqlite_where=text("answer IS NOT NULL"),
+        postgresql_where=text("answer IS NOT NULL"),
+    ),
+)
+
+permission_quotas = Table(
+    "permission_quotas",
+    metadata,
+    Column("issuer", String(200), primary_key=True),
+    Column("nonce", String(64), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("forget_at", BigInteger, nullable=False, index=True),
+)
+
+permission_lists = Table(
+    "permission_lists",
+    metadata,
+    Column("owner", String(16), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False),
+)
+
+permission_state = Table(
+    "permission_state",
+    metadata,
+    Column("one", Integer, primary_key=True, autoincrement=False),
+    Column("began", Double, nullable=False),
+    Column("forgotten", Double, nullable=False),
 )

@@ -188,8 +188,8 @@ def test_verifications_are_listed_and_shown(run: Run, digest: str, tmp_path: Pat
 
 def test_upgrade_makes_a_registry(run: Run) -> None:
     said = json.loads(run("upgrade", "--json"))
-    assert (said["before"], said["version"]) == (None, "0001")
-    assert "it was of version 0001 before" in run("upgrade")
+    assert (said["before"], said["version"]) == (None, "0002")
+    assert "it was of version 0002 before" in run("upgrade")
 
 
 def test_the_registry_comes_from_the_environment(

@@ -1,0 +1,87 @@
+"""Checking on an event loop: what needs the store or a file goes to threads of its own, the rest is done at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from ..errors import PermissionUnavailableError, StoreUnavailableError
+from .checking import Admission, Checker
+from .permission import Request
+
+SECONDS_TO_WAIT = 5.0
+_REQUEST = Request()
+T = TypeVar("T")
+
+
+class AsyncChecker:
+    """A `Checker` on an event loop. threads: 1 suits a file, which has one writer; a server takes more.
+
+    Whoever waits longer than `timeout` seconds gets StoreUnavailableError, and what was taken for them is given back.
+    """
+
+    def __init__(self, checker: Checker, *, threads: int = 1, timeout: float = SECONDS_TO_WAIT) -> None:
+        self._checker = checker
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="oml-fast-permission")
+        self._timeout = timeout
+
+    async def admit(self, token: str, *, request: Request = _REQUEST, now: float | None = None) -> Admission:
+        """`Checker.admit`, which never blocks the loop."""
+        ready = self._checker.admit_at_once(token, request=request, now=now)
+        if ready is not None:
+            return ready
+        return await self._run(lambda: self._checker.admit(token, request=request, now=now), self._given_up)
+
+    async def finish(
+        self, admission: Admission, output_tokens: int = 0, answer: bytes | None = None, *, now: float | None = None
+    ) -> None:
+        """`Checker.finish`. It happens even if whoever awaits it is cancelled."""
+        if admission.permission.use == "session":
+            self._checker.finish(admission, output_tokens, now=now)
+        else:
+            await self._run(lambda: self._checker.finish(admission, output_tokens, answer, now=now))
+
+    async def abort(self, admission: Admission, *, now: float | None = None) -> None:
+        """`Checker.abort`. It happens even if whoever awaits it is cancelled."""
+        if admission.permission.use == "session":
+            self._checker.abort(admission, now=now)
+        else:
+            await self._run(lambda: self._checker.abort(admission, now=now))
+
+    async def tend(self) -> None:
+        """`Checker.tend`."""
+        await self._run(self._checker.tend)
+
+    async def close(self) -> None:
+        """Give all leases back, and end the threads."""
+        try:
+            await self._run(self._checker.close)
+        finally:
+            self._threads.shutdown(wait=False)
+
+    async def _run(self, call: Callable[[], T], given_up: Callable[[T], None] | None = None) -> T:
+        """Run in a thread. Nobody waits for it any more: it runs to its end, and `given_up` gets what it returns."""
+        done = self._threads.submit(call)
+        waiting = asyncio.wrap_future(done)
+        try:
+            return await asyncio.wait_for(asyncio.shield(waiting), self._timeout)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            waiting.add_done_callback(lambda future: future.cancelled() or future.exception())
+            if given_up is not None:
+                done.add_done_callback(lambda future: self._give_up(future, given_up))
+            if isinstance(error, TimeoutError):
+                raise StoreUnavailableError(f"the store did not answer within {self._timeout:g} seconds.") from error
+            raise
+
+    def _give_up(self, done: Future[T], given_up: Callable[[T], None]) -> None:
+        """In a thread again, for this one may be the loop's."""
+        if not done.cancelled() and done.exception() is None:
+            with contextlib.suppress(RuntimeError):  # the threads have ended, and the leases were given back
+                self._threads.submit(given_up, done.result())
+
+    def _given_up(self, admission: Admission) -> None:
+        with contextlib.suppress(PermissionUnavailableError):
+            self._checker.abort(admission)
