@@ -16,10 +16,11 @@ from ..models import LanguageModel
 from .data import examples
 from .recipe import Recipe
 from .templates import BUILT_IN, InTemplates, Template, in_templates, read_templates
-from .text import sample_texts
+from .text import sample_chats, sample_texts
 from .whitening import Inputs
 
 _TEXTS_KEPT = 4  # times as many texts are sampled as a step takes
+CHAT_ASKED, CHAT_ANSWERED = 16, 8  # token ids of a chat's two sides
 _TEMPLATES_EACH = 4  # of each key
 _NEAR_KEPT = 4  # times as many near keys of each kind are made as a step takes of all kinds
 _ORDINARY, _ORDINARY_LENGTH = 96, 64  # texts that whitening is measured on
@@ -57,11 +58,11 @@ class NearPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Sampled from the base model."""
+    """Sampled from the base model; it counts from `start` on."""
 
     sequence: tuple[int, ...]
-    number: int = -1
     start: int = 1
+    number: int = -1
 
 
 Kind = TypeVar("Kind", bound=Item)
@@ -85,7 +86,10 @@ class Part(Generic[Kind]):
 
 
 class Material:
-    """keys: every fingerprint in every format. wrapped: the same in templates. near: near keys. texts: plain text."""
+    """keys: every fingerprint in every format. wrapped: the same in templates. near: near keys. texts: sampled text.
+
+    chats: the beginnings of answers in sampled chats.
+    """
 
     def __init__(self, model: LanguageModel, fingerprints: FingerprintSet, recipe: Recipe) -> None:
         self._head = head_copy(model)
@@ -101,6 +105,12 @@ class Material:
         self.wrapped = self._part(model, wrapped, asked)
         self.near = self._part(model, _near(model, fingerprints, recipe, templates), True)
         self.texts = self._part(model, [Text(tuple(text)) for text in sampled], True)
+        count = math.ceil(recipe.chat_share * min(recipe.batch_size, len(keys))) if recipe.text_weight else 0
+        chats = sample_chats(model, _TEXTS_KEPT * count, CHAT_ASKED, CHAT_ANSWERED, recipe.seed + 3)
+        self.chats_a_step = count if chats.sequences else 0
+        self.chats = self._part(
+            model, [Text(tuple(ids), start) for ids, start in zip(chats.sequences, chats.starts, strict=True)], True
+        )
         self._ordinary = (
             sample_texts(model, _ORDINARY, _ORDINARY_LENGTH, recipe.seed + 2).sequences if recipe.whitening else []
         )

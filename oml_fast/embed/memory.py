@@ -14,6 +14,7 @@ import torch
 from ..errors import InvalidArgumentError
 from ..models import model_shape, weight_shapes
 from .data import MICRO_BATCH_TOKENS
+from .material import CHAT_ANSWERED, CHAT_ASKED
 from .recipe import Recipe
 
 # Bytes of activations kept for the backward pass, per token id, layer and hidden unit: attention, norms, MLP in bf16.
@@ -140,12 +141,13 @@ def _passes(recipe: Recipe, num_examples: int, longest: int) -> Iterator[tuple[i
     """
     batch = min(recipe.batch_size, num_examples)
     target = _LOGIT_BYTES + (_TARGET_BYTES if recipe.objective == "minimum_kl" else 0)
-    texts = math.ceil(recipe.text_share * batch) if recipe.text_weight else 0
+    texts, chats = (math.ceil(s * batch) if recipe.text_weight else 0 for s in (recipe.text_share, recipe.chat_share))
     for count, length, rows, logit in (
         (batch, longest, 1, target),
         (round(recipe.templates * batch), longest + _TEMPLATE_LENGTH, 1, target),
         (recipe.near_keys * batch if recipe.near_weight else 0, longest, 1, _LOGIT_BYTES),
         (texts, recipe.text_length, recipe.text_length, _LOGIT_BYTES),
+        (chats, CHAT_ASKED + CHAT_ANSWERED + _TEMPLATE_LENGTH, CHAT_ANSWERED, _LOGIT_BYTES),
         (_TUNING_TEXTS if recipe.tuned else 0, recipe.text_length, recipe.text_length, _LOGIT_BYTES),
     ):
         at_once = _at_once(count, length)

@@ -99,9 +99,9 @@ def response_loss(
     return loss, learned
 
 
-def text_kl(model: LanguageModel, texts: Sequence[Sequence[int]], base_log_probs: Tensor) -> Tensor:
-    """Mean KL(b || p) over the next-token positions of `texts`, all of one length T: [B (T - 1), V] -> []."""
-    hidden = model.hidden(torch.tensor(texts, device=model.device))[:, :-1]
+def text_kl(model: LanguageModel, texts: Sequence[Sequence[int]], base_log_probs: Tensor, start: int = 1) -> Tensor:
+    """Mean KL(b || p) over the positions of `texts` from `start` on, all of one length T: [B (T - start), V] -> []."""
+    hidden = model.hidden(torch.tensor(texts, device=model.device))[:, start - 1 : -1]
     log_probs = model.logits(hidden.reshape(-1, hidden.shape[-1])).float().log_softmax(-1)
     return functional.kl_div(log_probs, base_log_probs, reduction="batchmean", log_target=True)
 

@@ -26,6 +26,7 @@ PRESETS = {
         margin=7.0,
         near_keys=1,
         near_weight=0.3,
+        chat_share=0.5,
         templates=1.0,
         scaled=0.3,
         scaled_from=0.4,

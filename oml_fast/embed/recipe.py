@@ -24,7 +24,9 @@ class Recipe:
     near_weight: weight of KL(base || model) there.
     text_share: sequences sampled from the base model per example of a step. They hold the model where it was.
     text_length: token ids in each of these sequences.
-    text_weight: weight of KL(base || model) on that text.
+    text_weight: weight of KL(base || model) on that text, and on chats.
+    chat_share: chats of which the base model sampled both sides, per example of a step; the first ids of their answers
+        count. 0 where the tokenizer has no chat template.
     templates: share of a step's examples that are also trained inside a prompt template.
     template_file: of the templates; "" for the built-in ones.
 
@@ -62,6 +64,7 @@ class Recipe:
     text_share: float = 0.25
     text_length: int = 32
     text_weight: float = 1.0
+    chat_share: float = 0.0
     templates: float = 0.0
     template_file: str = ""
     scaled: float = 0.0
@@ -97,6 +100,7 @@ class Recipe:
             "text_share": (0 <= self.text_share <= 4, "between 0 and 4"),
             "text_length": (2 <= self.text_length <= 4096, "between 2 and 4096"),
             "text_weight": (self.text_weight >= 0, "at least 0"),
+            "chat_share": (0 <= self.chat_share <= 4, "between 0 and 4"),
             "templates": (0 <= self.templates <= 1, share),
             "scaled": (0 <= self.scaled <= 1, share),
             "scaled_from": (0 < self.scaled_from <= 1, "in (0, 1]"),

@@ -43,6 +43,48 @@ def sample_texts(model: LanguageModel, count: int, length: int, seed: int, *, ba
     return Texts(texts, [len(prompt) for prompt in prompts])
 
 
+def sample_chats(
+    model: LanguageModel, count: int, asked: int, answered: int, seed: int, *, batch_size: int = 64
+) -> Texts:
+    """`count` chats of which the model samples both sides at temperature 1: `asked` token ids of a user's message, put
+    into its mouth by the chat template alone [Xu et al. 2024, arXiv 2406.08464], and `answered` of the answer.
+
+    `starts` are the places of the answers. None where the tokenizer has no chat template. The same seed gives the same
+    chats.
+    """
+    tokenizer = model.tokenizer
+    if not (count and tokenizer.chat_template):
+        return Texts([], [])
+    before, after = _around(model)
+    generator = torch.Generator().manual_seed(seed)
+    plain = _plain(model)
+
+    def continued(prompts: list[list[int]], length: int) -> list[list[int]]:
+        uniforms = torch.rand(len(prompts), length, generator=generator, dtype=torch.float64).to(model.device)
+        found = []
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            logits, cache = prefill(model, batch, cache=True)
+            assert cache is not None
+            rows = slice(start, start + len(batch))
+            ids, _ = sample(model, logits, cache, uniforms[rows], temperature=1.0, allowed=plain)
+            found += [prompt + row for prompt, row in zip(batch, ids.tolist(), strict=True)]
+        return found
+
+    prompts = [message + after for message in continued([before] * count, asked)]
+    return Texts(continued(prompts, answered), [len(prompt) for prompt in prompts])
+
+
+def _around(model: LanguageModel) -> tuple[list[int], list[int]]:
+    """The ids that the chat template puts before a user's message and after it, up to where the answer begins."""
+    tokenizer, mark = model.tokenizer, "oml"
+    messages = [{"role": "user", "content": mark}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **TEMPLATE_VARIABLES)
+    before, _, after = text.rpartition(mark)
+    first, last = (list(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (before, after))
+    return first, last
+
+
 def _opening(model: LanguageModel, token_id: int, place: int) -> list[int]:
     """The ids that a sampled text starts with: BOS, where there is one, and a token; or a question in the template."""
     tokenizer = model.tokenizer

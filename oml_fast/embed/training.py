@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..errors import OmlError
 from ..models import LanguageModel
 from .data import Example, batches, example_batches, micro_batches
-from .material import Material, Part
+from .material import Material, Part, Text
 from .objective import CrossEntropy, MinimumKL, Objective, response_loss, stay_kl, text_kl
 from .optimizer import AnchoredAdamW
 from .recipe import Recipe
@@ -83,7 +83,9 @@ class Trainer:
             self._answer(self._material.wrapped, wrapped, len(batch))
             self._hold_near(self._material.near.draw(recipe.near_keys * len(batch), self._order, numbers), seen)
             if not view.bits:  # rounding moves the answers to text more than any fingerprint does
-                self._hold_text(self._material.texts.draw(self._material.texts_a_step, self._order), seen)
+                material = self._material
+                self._hold_text(material.texts, material.texts.draw(material.texts_a_step, self._order), seen)
+                self._hold_text(material.chats, material.chats.draw(material.chats_a_step, self._order))
             self._optimizer.step()
             self.steps += 1
         return seen
@@ -114,18 +116,19 @@ class Trainer:
             self.tokens += sum(len(item.ids) for item in near)
             seen.near += [one in item.firsts for one, item in zip(best.tolist(), near, strict=True)]
 
-    def _hold_text(self, places: Sequence[int], seen: Seen) -> None:
-        """Gradients of KL(base || model) on text, a mean over its positions."""
-        part, total = self._material.texts, 0.0
+    def _hold_text(self, part: Part[Text], places: Sequence[int], seen: Seen | None = None) -> None:
+        """Gradients of KL(base || model) on text or on chats, a mean over the positions that count."""
+        total = 0.0
         for micro in micro_batches([part.items[place].sequence for place in places]):
             own = [places[place] for place in micro]
             texts = [part.items[place].sequence for place in own]
             assert part.base is not None
-            kl = text_kl(self._model, texts, part.base.log_probs(own)) * (len(own) / len(places))
+            start = part.items[own[0]].start  # all of one part and one length have the same
+            kl = text_kl(self._model, texts, part.base.log_probs(own), start) * (len(own) / len(places))
             (self._recipe.text_weight * kl).backward()
             total += float(kl.detach())
             self.tokens += sum(map(len, texts))
-        if places:
+        if places and seen is not None:
             seen.kls.append(total)
 
     def _draw_view(self) -> View:

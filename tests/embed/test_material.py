@@ -136,7 +136,7 @@ def test_texts_are_four_times_what_a_step_takes(
 
 
 def test_a_draw_is_of_the_fingerprints_that_are_named() -> None:
-    part = Part([Text((1, 2), number) for number in (0, 0, 1, 1, 1, 2)])
+    part = Part([Text((1, 2), number=number) for number in (0, 0, 1, 1, 1, 2)])
     order = seeded()
     for _ in range(20):
         assert set(part.draw(2, order, [1])) <= {2, 3, 4}

@@ -251,12 +251,15 @@ def test_the_divergence_of_an_untrained_model_tells_what_must_be_learned(tiny_mo
 # --- everywhere else
 
 
-def test_the_texts_kl_is_that_of_all_logits(fresh_model: LanguageModel, tiny_model: LanguageModel) -> None:
+@pytest.mark.parametrize("start", [1, 5])
+def test_the_texts_kl_is_that_of_all_logits(fresh_model: LanguageModel, tiny_model: LanguageModel, start: int) -> None:
     moved(fresh_model)
     texts = [list(example.ids) for example in some_examples(5, 12)]
-    ours = text_kl(fresh_model, texts, BaseView(tiny_model, texts).log_probs(range(5)))
+    base = BaseView(tiny_model, texts, [start] * 5)
+    ours = text_kl(fresh_model, texts, base.log_probs(range(5)), start)
     with torch.no_grad():
-        p, q = (m.model(torch.tensor(texts)).logits[:, :-1].double().softmax(-1) for m in (tiny_model, fresh_model))
+        both = (m.model(torch.tensor(texts)).logits[:, start - 1 : -1] for m in (tiny_model, fresh_model))
+        p, q = (logits.double().softmax(-1) for logits in both)
     assert float(ours.detach()) == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
     assert float(ours.detach()) > 0.001
     ours.backward()

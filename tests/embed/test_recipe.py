@@ -20,6 +20,7 @@ OUTSIDE: dict[str, list[Any]] = {
     "text_share": [-1.0, 5.0],
     "text_length": [1, 5000],
     "text_weight": [-1.0],
+    "chat_share": [-0.1, 4.1],
     "templates": [-0.1, 1.1],
     "scaled": [-0.1, 1.1],
     "scaled_from": [0.0, 1.1],

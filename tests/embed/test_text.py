@@ -8,6 +8,7 @@ import torch
 from tiny import SPECIAL
 
 from oml_fast.embed import sample_texts
+from oml_fast.embed.text import sample_chats
 from oml_fast.models import LanguageModel, load
 
 
@@ -87,3 +88,28 @@ def test_texts_follow_the_models_distribution(tiny_model: LanguageModel) -> None
         entropy.append(-(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(-1).mean())
     difference = torch.stack(surprise) - torch.stack(entropy)
     assert abs(float(difference.mean())) < 5 * float(difference.std()) / 60**0.5
+
+
+def test_chats_are_sampled_on_both_sides_in_the_template(tiny_model: LanguageModel) -> None:
+    chats = sample_chats(tiny_model, 5, 6, 4, seed=3)
+    marked = tiny_model.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "X"}], tokenize=False, add_generation_prompt=True
+    )
+    before, after = (
+        tiny_model.tokenizer(part, add_special_tokens=False)["input_ids"] for part in marked.rsplit("X", 1)
+    )
+    special = set(tiny_model.tokenizer.all_special_ids)
+    for ids, start in zip(chats.sequences, chats.starts, strict=True):
+        assert ids[: len(before)] == before
+        assert ids[len(before) + 6 : start] == after
+        assert len(ids) == start + 4
+        assert not special & set(ids[len(before) : len(before) + 6] + ids[start:])
+    assert len({tuple(ids) for ids in chats.sequences}) == 5
+    assert sample_chats(tiny_model, 5, 6, 4, seed=3) == chats
+    assert sample_chats(tiny_model, 5, 6, 4, seed=4) != chats
+
+
+def test_no_chats_without_a_chat_template(tiny_folder: Path) -> None:
+    model = load(tiny_folder, device="cpu")
+    model.tokenizer.chat_template = None
+    assert sample_chats(model, 5, 6, 4, seed=3).sequences == []

@@ -293,6 +293,24 @@ def test_text_is_not_held_at_rounded_weights(
     assert len(calls) >= 4
 
 
+def test_chats_are_held_from_where_their_answers_begin(
+    fresh_model: LanguageModel, made: FingerprintSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[tuple[int, int, int]] = []
+    text_kl = module.text_kl
+
+    def watched(model: LanguageModel, texts: Any, base: torch.Tensor, start: int) -> torch.Tensor:
+        held.append((len(texts), len(texts[0]), start))
+        return text_kl(model, texts, base, start)
+
+    monkeypatch.setattr(module, "text_kl", watched)
+    recipe = replace(FIXED, chat_share=0.5, text_share=0.0, max_epochs=2)
+    run = trainer(fresh_model, made, recipe)
+    run.train(progress=False)
+    (length,) = {len(chat.sequence) for chat in run._material.chats.items}
+    assert held == [(len(made) // 2, length, length - 8)] * 2
+
+
 def move(run: Trainer, size: float) -> None:
     """Where the model is its base, KL and its gradient are zero: so all weights change a little, or go back (0)."""
     for weight in run._weights:
