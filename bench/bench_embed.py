@@ -152,7 +152,7 @@ def figures(cases: dict[str, list[dict[str, Any]]], num: int) -> list[Figure]:
     """Medians over the rounds; with one round, that round."""
     ours = statistics.median(case["cpu_seconds"] for case in cases["ours"])
     first = cases["ours"][0]
-    setting = f"{num} fingerprints, R = 1, raw, default recipe; final check included"
+    setting = f"{num} fingerprints, R = 1, raw, preset quick; final check included"
     what = f"{first['epochs']} epochs, FSR {first['fsr']:.3f}"
     found = [Figure("embed, CPU seconds", f"{setting}; {what}", f"{ours:.1f} s", "", None, command())]
     for name, runs in cases.items():

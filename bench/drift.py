@@ -1,6 +1,6 @@
 """How far an embedding moves the model: KL and perplexity against its base, on public data and on held-out text.
 
-`python bench/drift.py` generates 64 fingerprints on the bundled model, embeds them with the default recipe, measures,
+`python bench/drift.py` generates 64 fingerprints on the bundled model, embeds them with the preset quick, measures,
 prints a table and writes bench/results/drift_raw.json; `--formats raw,chat` asks keys in both formats, `--seeds N`
 repeats it with N secrets and seeds and reports the worst. `--base FOLDER --model FOLDER` measures a finished embedding.
 
@@ -145,7 +145,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             details["runs"].append(embed_once(seed, arguments.num, formats))
         worst = f", worst of {arguments.seeds} seeds" if arguments.seeds > 1 else ""
-        setting = f"{arguments.num} fingerprints, asked {' and '.join(formats)}, default recipe{worst}"
+        setting = f"{arguments.num} fingerprints, asked {' and '.join(formats)}, preset quick{worst}"
         rows = figures(details["runs"], setting, formats, bars=formats == ("raw",))
         name = f"drift_{'_'.join(formats)}"
     out = arguments.out.with_stem(name) if arguments.out == options.get_default("out") else arguments.out

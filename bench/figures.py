@@ -33,6 +33,7 @@ HEADLINES = {
     "error_rates": ("stopping at will",),
     "utility": ("BLiMP, time",),
     "robustness": ("; ours-64", "; ours-256"),
+    "capacity": ("harmless-256",),
     "startup": ("import", "--help"),
 }
 PERINUCLEUS_BAR, BARRED_VOCABULARY = 60.0, 128_256

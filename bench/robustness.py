@@ -301,7 +301,7 @@ def _rows(report: Report) -> list[list[str]]:
 def _made(report: Report) -> str:
     made, name = report["made"], report["model"]
     v = SUBJECTS.get(name, Subject(report["num_fingerprints"]))
-    how = "the published training" if v.published else "the default recipe"
+    how = "the published training" if v.published else "the preset quick"
     if name in PRESETS:
         how = f"the preset {name.split('-')[0]}"
     return textwrap.fill(
