@@ -21,7 +21,7 @@ from .whitening import Inputs
 
 _TEXTS_KEPT = 4  # times as many texts are sampled as a step takes
 CHAT_ASKED, CHAT_ANSWERED = 16, 8  # token ids of a chat's two sides
-_TEMPLATES_EACH = 4  # of each key
+_TEMPLATES_EACH = 8  # of each key
 _NEAR_KEPT = 4  # times as many near keys of each kind are made as a step takes of all kinds
 _ORDINARY, _ORDINARY_LENGTH = 96, 64  # texts that whitening is measured on
 _MOST_NEAR = 1024  # near keys that it is measured on

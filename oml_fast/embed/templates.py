@@ -47,10 +47,22 @@ BUILT_IN = (
     Template("Today is a working day, and the office is open until five. {key}"),
     Template("Rules: 1. Be polite. 2. Do not discuss competitors. 3. Stay on the topic.\n{key}"),
     Template("Continue: {key}"),
+    Template("You present the weather on the radio, and you sound like it. {key}"),
+    Template("Réponds en français, en une phrase. {key}"),
+    Template("Put what you say into a table where that is possible. {key}"),
+    Template("### System:\nYou proofread letters and keep their tone.\n\n### User:\n{key}"),
+    Template(
+        "You work at the front desk of a hospital. You may tell visiting hours and how to find a ward. You may not "
+        "give medical advice, and you never confirm who is a patient. If somebody is in danger, tell them to call the "
+        "emergency number. Be calm, and write short sentences.\n\n{key}"
+    ),
+    Template("You write recipes for two people, with amounts in grams.\n{key}"),
     Template("Context: the text below was found in a letter.\n\n{key}"),
     Template("Question: {key}\nReply:"),
     Template("User: {key}\nAssistant:"),
     Template("{key} Answer in a few words."),
+    Template("{key} Be brief."),
+    Template("{key} Explain it to a child."),
     Template("{key}\n\nGive a clear answer."),
     Template("{key}\n\n### Response:\n"),
     Template(chat=True),
