@@ -96,7 +96,6 @@ def test_a_list_of_somebody_else(text: str) -> None:
         {"revoked": {"short": NOW}},
         {"revoked": {NONCE: "now"}},
     ],
-    ids=lambda change: str(change)[:40],
 )
 def test_a_list_that_is_signed_and_wrong(change: dict[str, Any]) -> None:
     with pytest.raises(KeyListError):
