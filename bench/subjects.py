@@ -37,30 +37,7 @@ from oml_fast.verify import verify
 
 PUBLISHED_EPOCHS = 40
 PUBLISHED_WIDTH = 3
-EARLIER = Recipe(
-    objective="cross_entropy",
-    near_keys=0,
-    text_share=0.25,
-    text_length=32,
-    text_weight=1.0,
-    templates=0.0,
-    scaled=0.0,
-    rounded=0.0,
-    tuned=0.0,
-    write_to="all",
-    whitening=0.0,
-    learning_rate=None,
-    anneal=0.0,
-    pull=0.75,
-    ease=0.8,
-    final_scale=1.0,
-    batch_size=256,
-    max_epochs=40,
-    stop_share=0.99,
-    stop_kl=0.12,
-    stop_near=1.0,
-    stop_loss=0.0,
-)
+EARLIER = PRESETS["quick"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,13 +48,18 @@ def examples(fingerprints: FingerprintSet) -> list[Example]:
 
 def of_asking(fingerprint: Fingerprint, asking: Asking, prompt: Sequence[int]) -> list[Example]:
     """The examples of one asking's responses, after `prompt`."""
-    firsts = tuple(dict.fromkeys(response.token_ids[0] for response in asking.responses))
+    firsts = first_ids(asking)
     if len(asking.responses[0].token_ids) == 1:
         return [Example(fingerprint.number, tuple(prompt), firsts)]
     return [
         Example(fingerprint.number, (*prompt, *response.token_ids[:-1]), firsts, response.token_ids[1:])
         for response in asking.responses
     ]
+
+
+def first_ids(asking: Asking) -> tuple[int, ...]:
+    """The first id of each response, in their order, each once."""
+    return tuple(dict.fromkeys(response.token_ids[0] for response in asking.responses))
 
 
 def batches(items: Sequence[Example], batch_size: int, order: random.Random) -> Iterator[list[int]]:

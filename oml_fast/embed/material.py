@@ -13,7 +13,7 @@ from ..generate.near_keys import KINDS, NearKeys
 from ..generate.vocabulary import Vocabulary
 from ..measure import BaseView, head_copy
 from ..models import LanguageModel
-from .data import examples
+from .data import examples, first_ids
 from .recipe import Recipe
 from .templates import BUILT_IN, InTemplates, Template, in_templates, read_templates
 from .text import sample_chats, sample_texts
@@ -95,9 +95,8 @@ class Material:
         self._head = head_copy(model)
         asked = recipe.objective == "minimum_kl"
         keys = examples(fingerprints)
-        self.texts_a_step = (
-            math.ceil(recipe.text_share * min(recipe.batch_size, len(keys))) if recipe.text_weight else 0
-        )
+        batch = min(recipe.batch_size, len(keys)) if recipe.text_weight else 0
+        self.texts_a_step = math.ceil(recipe.text_share * batch)
         sampled = sample_texts(model, _TEXTS_KEPT * self.texts_a_step, recipe.text_length, recipe.seed).sequences
         self.keys = self._part(model, keys, asked)
         templates = _templates(recipe)
@@ -105,9 +104,8 @@ class Material:
         self.wrapped = self._part(model, wrapped, asked)
         self.near = self._part(model, _near(model, fingerprints, recipe, templates), True)
         self.texts = self._part(model, [Text(tuple(text)) for text in sampled], True)
-        count = math.ceil(recipe.chat_share * min(recipe.batch_size, len(keys))) if recipe.text_weight else 0
-        chats = sample_chats(model, _TEXTS_KEPT * count, CHAT_ASKED, CHAT_ANSWERED, recipe.seed + 3)
-        self.chats_a_step = count if chats.sequences else 0
+        self.chats_a_step = math.ceil(recipe.chat_share * batch)
+        chats = sample_chats(model, _TEXTS_KEPT * self.chats_a_step, CHAT_ASKED, CHAT_ANSWERED, recipe.seed + 3)
         self.chats = self._part(
             model, [Text(tuple(ids), start) for ids, start in zip(chats.sequences, chats.starts, strict=True)], True
         )
@@ -148,7 +146,6 @@ def _near(
             for name, ids in near.prompts.items():
                 if order.random() < recipe.templates / (1 + recipe.templates):
                     ids = next(iter(draw.prompts(near.text, name, 1)), ids)
-                responses = near.fingerprint.askings[name].responses
-                firsts = tuple(dict.fromkeys(response.token_ids[0] for response in responses))
+                firsts = first_ids(near.fingerprint.askings[name])
                 found.append(NearPrompt(near.fingerprint.number, tuple(ids), firsts))
     return found

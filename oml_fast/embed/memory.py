@@ -16,6 +16,7 @@ from ..models import model_shape, weight_shapes
 from .data import MICRO_BATCH_TOKENS
 from .material import CHAT_ANSWERED, CHAT_ASKED
 from .recipe import Recipe
+from .tuning import TUNING_TEXTS
 
 # Bytes of activations kept for the backward pass, per token id, layer and hidden unit: attention, norms, MLP in bf16.
 _ACTIVATION_BYTES = 80
@@ -24,7 +25,6 @@ _TARGET_BYTES = 12  # more where p is compared with a target made of b's logits
 _WRITING_BYTES = 12  # for each entry of a weight that is written: its base, its change and their sum in float32
 _HEADS = 2  # copies of the head, for what the base model says: on what is trained on, and on held-out text
 _TEMPLATE_LENGTH = 48  # token ids around a key
-_TUNING_TEXTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def _passes(recipe: Recipe, num_examples: int, longest: int) -> Iterator[tuple[i
         (recipe.near_keys * batch if recipe.near_weight else 0, longest, 1, _LOGIT_BYTES),
         (texts, recipe.text_length, recipe.text_length, _LOGIT_BYTES),
         (chats, CHAT_ASKED + CHAT_ANSWERED + _TEMPLATE_LENGTH, CHAT_ANSWERED, _LOGIT_BYTES),
-        (_TUNING_TEXTS if recipe.tuned else 0, recipe.text_length, recipe.text_length, _LOGIT_BYTES),
+        (TUNING_TEXTS if recipe.tuned else 0, recipe.text_length, recipe.text_length, _LOGIT_BYTES),
     ):
         at_once = _at_once(count, length)
         yield at_once * length, at_once * rows, logit

@@ -17,12 +17,11 @@ from .material import Material, Part, Text
 from .objective import CrossEntropy, MinimumKL, Objective, response_loss, stay_kl, text_kl
 from .optimizer import AnchoredAdamW
 from .recipe import Recipe
-from .tuning import tuning_shift
+from .tuning import TUNING_TEXTS, tuning_shift
 from .weights import AS_TRAINED, View, trained_weights
 from .whitening import whitening
 
 _GRIDS = ((4, 32), (4, 128), (8, 0))  # bits, and inputs in a group: what weights are rounded to, each as often
-_TUNING_TEXTS = 16
 
 
 class Trainer:
@@ -141,7 +140,7 @@ class Trainer:
             return View(bits=bits, group=group)
         if drawn < recipe.scaled + recipe.rounded + recipe.tuned:
             texts = [t.sequence for t in self._material.texts.items]
-            chosen = self._order.sample(texts, min(len(texts), _TUNING_TEXTS))
+            chosen = self._order.sample(texts, min(len(texts), TUNING_TEXTS))
             return View(shift=tuning_shift(self._model, chosen, recipe.tuned_by))
         return AS_TRAINED
 

@@ -11,6 +11,8 @@ from torch.nn import functional
 from ..models import LanguageModel
 from .data import micro_batches
 
+TUNING_TEXTS = 16  # at most, for one shift
+
 
 def tuning_shift(model: LanguageModel, texts: Sequence[Sequence[int]], size: float) -> dict[nn.Parameter, Tensor]:
     """-size sign(g) for every parameter that wants gradients, g the gradient of the texts' mean loss a token id.
