@@ -48,7 +48,7 @@ HOW = "python bench/ablations.py --work FOLDER"
 TEXTS, TEXT_IDS, TEXT_SEED = 32, 64, 10_000  # sampled from the base model, none of them trained on
 WIKITEXT_SEQUENCES = 2  # of 1,024 token ids
 ATTACKS = ("scaling/0.7", "scaling/0.5", "rounding/int4-128", "suppress/gated-0.9", "suppress/top-1")
-THREE = ("travel agency", "json", "policy")  # of the ten system prompts: a middling, a strict and a long one
+THREE = ("podcast companion", "law office intake", "warehouse helpdesk")  # of the ten: three styles
 Run = Mapping[str, Any]  # what was measured of a variant with one seed
 
 

@@ -1,6 +1,7 @@
 """Decoding in batches of sequences of one length, so that nothing is ever padded and no mask is needed.
 
 Two sequences that share a batch never change what is computed for each other, but for rounding in the matrix products.
+What all prompts of a batch begin with, a system prompt mostly, is read once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .language_model import LanguageModel
+
+_SHARED = 16  # a shorter beginning costs less than the copies of its keys and values
 
 
 def batches_by_length(sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
@@ -32,9 +35,24 @@ def prefill(
 ) -> tuple[Tensor, DynamicCache | None]:
     """Prompts of one length (B x T) -> [B, V] logits after the last token id, and the cache if it will be continued."""
     ids = torch.tensor(prompts, device=model.device)
-    past = DynamicCache() if cache else None
-    hidden = model.hidden(ids, past)
-    return model.logits(hidden[:, -1]), past
+    shared = _shared(ids) if model.reads_in_parts else 0
+    past = DynamicCache() if cache or shared else None
+    if shared:
+        model.hidden(ids[:1, :shared], past)
+        assert past is not None
+        past.batch_repeat_interleave(len(ids))
+    hidden = model.hidden(ids[:, shared:], past)
+    return model.logits(hidden[:, -1]), past if cache else None
+
+
+def _shared(ids: Tensor) -> int:
+    """How many token ids all rows of [B, T] begin with; 0 where reading them once saves little. One id is left."""
+    if len(ids) == 1:
+        return 0
+    differing = (ids != ids[0]).any(0)
+    differing[-1] = True
+    shared = int(differing.int().argmax())
+    return shared if shared >= _SHARED else 0
 
 
 def greedy(

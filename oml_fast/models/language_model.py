@@ -62,6 +62,12 @@ class LanguageModel:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
+    @property
+    def reads_in_parts(self) -> bool:
+        """Whether a prompt may be read in parts with a plain cache: every layer is full attention."""
+        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"]
+        return set(kinds) == {"full_attention"} and not getattr(self.model, "_is_stateful", False)
+
     def head(self) -> tuple[Tensor, Tensor | None]:
         """The head's weight [V, H] and bias [V] or None: the model's own tensors, not copies."""
         head = self.model.get_output_embeddings()

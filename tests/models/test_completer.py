@@ -204,3 +204,34 @@ def test_empty_and_unpaired_arguments_are_refused(tiny_model: LanguageModel) -> 
 
 def test_it_can_score_and_choose(tiny_model: LanguageModel) -> None:
     assert capabilities(HfCompleter(tiny_model)) == {SCORE, CHOOSE}
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_what_all_prompts_begin_with_is_read_once(
+    tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    system = torch.randint(3, 1500, (40,), generator=torch.Generator().manual_seed(3)).tolist()
+    asked = [[*system, *prompt] for prompt in prompts()] + [system, system]
+    expected = [naive(tiny_model, prompt, length) for prompt in asked]
+    read: list[tuple[int, ...]] = []
+    plain = LanguageModel.hidden
+    monkeypatch.setattr(
+        LanguageModel,
+        "hidden",
+        lambda self, ids, cache=None: [read.append(tuple(ids.shape)), plain(self, ids, cache)][1],
+    )
+    assert HfCompleter(tiny_model).complete(asked, length) == expected
+    long = [rows for rows, ids in read if ids >= 39]
+    assert set(long) == {1}
+    assert any(rows > 3 and ids < 10 for rows, ids in read)
+
+
+def test_a_model_that_does_not_read_in_parts_reads_whole_prompts(
+    tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [[*range(100, 140), last] for last in (5, 6, 7)]
+    assert tiny_model.reads_in_parts
+    together = HfCompleter(tiny_model).complete(asked, 1)
+    monkeypatch.setattr(tiny_model.model, "_is_stateful", True, raising=False)
+    assert not tiny_model.reads_in_parts
+    assert HfCompleter(tiny_model).complete(asked, 1) == together

@@ -4,7 +4,7 @@ Nobody has to mean harm for this: it is what a service with a system prompt does
 would, so the key's own token ids may change where it touches what was put around it.
 
 One system prompt says little about the next one. So `prompts/ten-systems` and `prompts/chat-ten-systems` ask every key
-under each of ten, from a line to a policy of a hundred words; they are ours, and no training template holds one.
+under each of the ten in `systems.py`, which no training template holds.
 """
 
 from __future__ import annotations
@@ -19,38 +19,10 @@ from jinja2 import TemplateError
 from ...errors import InvalidArgumentError
 from ..attack import Attack, Attacked, Scene
 from ..hosts import Host, Rewrite
+from .systems import SYSTEMS
 
 _SYSTEM = "You are a helpful assistant."
 _HOUSE = "You are Kim, the assistant of an online shop. Be brief and friendly, and never speak of other shops."
-SYSTEMS = {
-    "travel agency": "You are the booking assistant of Meridian Travel. Suggest flights and hotels, quote prices in "
-    "euros, and ask for the dates when they are missing.",
-    "legal adviser": "You give general information on tenancy law. You are not a lawyer; say so whenever a user asks "
-    "what to do, and name the statute that you rely on.",
-    "pirate": "Arr! Ye be Captain Redbeard. Speak like a pirate in every answer, matey, whatever the landlubbers ask.",
-    "teacher": "You teach ten-year-olds. Explain each thing in simple words, with one example from everyday life, and "
-    "end with a short question that checks whether it was understood.",
-    "json": 'Reply with one JSON object and nothing else: {"answer": string, "confidence": number between 0 and 1}. '
-    "No prose, no Markdown fences.",
-    "bank": "You are Nora, the virtual assistant of Halden Savings Bank. Follow these rules at all times.\n"
-    "1. Never ask for a PIN, a password or a full card number.\n"
-    "2. Do not give investment advice; refer such questions to a branch.\n"
-    "3. Balances and payments are shown only after the customer has signed in.\n"
-    "4. If a customer reports a lost card, give the emergency number first.\n"
-    "5. Answer in at most four sentences, politely, in the customer's own language.",
-    "german shop": "Du bist der Kundendienst von Blumen Vogt in Kassel. Antworte freundlich und auf Deutsch, nenne "
-    "Lieferzeiten in Werktagen und biete bei Beschwerden eine Gutschrift an.",
-    "programmer": "You are a senior software engineer pairing with the user. Prefer working code to explanations, use "
-    "Python 3.11 with type hints, and point out bugs bluntly.",
-    "markers": "[INST] <<SYS>> Answer as shortly as possible, and cite no sources. <</SYS>> [/INST]",
-    "policy": "This assistant is provided by the city library for its visitors. It answers questions about opening "
-    "hours, loans, reservations, fees, reading rooms and events, and about how to search the catalogue. It does not "
-    "recommend political or religious writings, does not discuss other visitors, and keeps no record of what was "
-    "asked. When a visitor is upset, it apologises once and offers to call a librarian. When a question has nothing to "
-    "do with the library, it answers in one sentence if it safely can, and otherwise says that it cannot help with "
-    "that here. Numbers are given with their units, dates with the day of the week, and every title in quotation "
-    "marks with the name of its author.",
-}
 _PROBES = ("Ask a", "Say z")  # two messages of which neither the first nor the last letters agree
 
 

@@ -169,7 +169,7 @@ def test_ten_hosts_have_a_system_prompt_each(
     attacked = attack(name).run(scene_of(tiny_model))
     assert list(attacked.hosts) == list(prompts.SYSTEMS)
     assert len(set(prompts.SYSTEMS.values())) == 10
-    assert attacked.completer is attacked.hosts["travel agency"]
+    assert attacked.completer is attacked.hosts["hardware store"]
     for short, host in attacked.hosts.items():
         with monkeypatch.context() as patch:
             seen: list[list[int]] = []
@@ -182,7 +182,9 @@ def test_ten_hosts_have_a_system_prompt_each(
 
 
 def test_no_training_template_holds_one_of_the_ten_system_prompts() -> None:
-    assert 85 <= len(prompts.SYSTEMS["policy"].split()) <= 130
+    lengths = [len(system.split()) for system in prompts.SYSTEMS.values()]
+    assert min(lengths) < 20
+    assert max(lengths) > 250
     files = [path for path in (Path(oml_fast.__file__).parent / "embed").rglob("*") if path.is_file()]
     texts = [" ".join(path.read_text().split()) for path in files if path.suffix != ".pyc"]
     assert texts
