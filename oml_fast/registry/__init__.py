@@ -1,10 +1,11 @@
-"""Who holds which set, what was verified, and which keys are spent (docs/registry.md)."""
+"""Who holds which set, what was verified, which keys are spent, and what was used (docs/registry.md)."""
 
 from .attempts import REUSE, RegistryAttempt
 from .permissions import PermissionStore
 from .records import AttemptRecord, KeyCount, LicenseeRecord, ModelRecord, SetRecord
 from .registry import Registry
 from .schema import upgrade
+from .usage import UsageLog, Used
 
 __all__ = [
     "REUSE",
@@ -16,5 +17,7 @@ __all__ = [
     "Registry",
     "RegistryAttempt",
     "SetRecord",
+    "UsageLog",
+    "Used",
     "upgrade",
 ]

@@ -32,6 +32,8 @@ class PermissionStore:
     where there is no registry, StoreUnavailableError where it cannot be used now. Open it after a fork, not before.
     """
 
+    waits = True
+
     def __init__(self, where: str | Path, *, now: float | None = None) -> None:
         self._url = read_url(where)
         try:

@@ -4,7 +4,8 @@ A key is spent when `keys.spent_at` is set: at once with the first exposure, who
 each time that a key was shown; `id` rises in the order of showing. `attempt_id` is NULL for keys marked by hand, and
 `exposures.suspect` is NULL where everyone may have seen the key. Times are UTC, ISO 8601.
 
-The tables `permission_...` are those of `permissions.PermissionStore`; their times are seconds since 1970.
+The tables `permission_...` are those of `permissions.PermissionStore`, `usage` is that of `usage.UsageLog`; their times
+are seconds since 1970, and `usage.hour` is when the hour begins.
 """
 
 from __future__ import annotations
@@ -160,4 +161,18 @@ permission_state = Table(
     Column("one", Integer, primary_key=True, autoincrement=False),
     Column("began", Double, nullable=False),
     Column("forgotten", Double, nullable=False),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("licensee", String(200), primary_key=True),
+    Column("model_digest", String(64), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("generations", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("aborted", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )

@@ -14,13 +14,19 @@ NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a new registry is: a test with it runs on both."""
+def empty_place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a registry can be made: a test with it runs on both."""
     if request.param == "postgres":
-        url = str(request.getfixturevalue("postgres_url"))
-        upgrade(url)
-        return url
+        return str(request.getfixturevalue("postgres_url"))
     return str(tmp_path / "registry.sqlite")
+
+
+@pytest.fixture
+def place(empty_place: str) -> str:
+    """Where a new registry is, or is made when it is opened."""
+    if "://" in empty_place:
+        upgrade(empty_place)
+    return empty_place
 
 
 @pytest.fixture

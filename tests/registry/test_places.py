@@ -27,8 +27,8 @@ NEXT = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 
 
 def upgrade() -> None:
@@ -155,17 +155,17 @@ def test_older_tables_want_an_upgrade_and_newer_ones_a_newer_program(
         registry.attempt(fingerprints, suspect="them").take(2)
     later = tmp_path / "50% later"
     shutil.copytree(schema.MIGRATIONS, later)
-    (later / "versions/v0003_later.py").write_text(NEXT)
+    (later / "versions/v0004_later.py").write_text(NEXT)
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", later)
-        with pytest.raises(OmlError, match=r"older oml_fast \(version 0002\): run oml-fast registry upgrade"):
+        with pytest.raises(OmlError, match=r"older oml_fast \(version 0003\): run oml-fast registry upgrade"):
             Registry(place)
         name = upgrade(place)[0]
-        assert upgrade(place) == (name, "0003", "0003")
+        assert upgrade(place) == (name, "0004", "0004")
         with Registry(place) as registry:
             assert registry.attempt(fingerprints, suspect="them").take(4) == (2, 3)
     for use in (Registry, upgrade):
-        with pytest.raises(OmlError, match=r"newer oml_fast \(version 0003\): upgrade oml_fast"):
+        with pytest.raises(OmlError, match=r"newer oml_fast \(version 0004\): upgrade oml_fast"):
             use(place)
 
 
@@ -173,13 +173,13 @@ def test_an_upgrade_that_fails_changes_nothing(place: str, tmp_path: Path, monke
     Registry(place).close()
     later = tmp_path / "later"
     shutil.copytree(schema.MIGRATIONS, later)
-    (later / "versions/v0003_later.py").write_text(NEXT.replace('"licensees"', '"nowhere"'))
+    (later / "versions/v0004_later.py").write_text(NEXT.replace('"licensees"', '"nowhere"'))
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", later)
         with pytest.raises(OmlError, match=r"cannot be used: .*nowhere"):
             upgrade(place)
     Registry(place).close()
-    assert upgrade(place)[1:] == ("0002", "0002")
+    assert upgrade(place)[1:] == ("0003", "0003")
 
 
 @pytest.mark.postgres
@@ -189,7 +189,7 @@ def test_a_new_postgresql_wants_an_upgrade(postgres_url: str) -> None:
         Registry(postgres_url)
     assert password not in str(caught.value)
     name, before, now = upgrade(postgres_url)
-    assert (before, now) == (None, "0002")
+    assert (before, now) == (None, "0003")
     assert password not in name
     assert "***" in name
     Registry(postgres_url).close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,18 @@ from oml_fast.cli import (
     registry_sets,
     registry_spend,
     registry_upgrade,
+    registry_usage,
     registry_verifications,
 )
 from oml_fast.commit import asking_order
 from oml_fast.errors import InvalidArgumentError, OmlError
-from oml_fast.registry import Registry
+from oml_fast.registry import Registry, UsageLog, Used
 from oml_fast.registry.records import json_digest
 from oml_fast.secret import write_secret
 
 Run = Callable[..., str]
+NOON = 1_795_348_800  # 2026-11-22T12:00:00Z
+USED = [Used("Acme", "ab" * 32, 3, 6, 100, 50, 1), Used("Bolt & Co", "cd" * 32, 1, 1, 7, 5)]
 COMMANDS: dict[str, Any] = {
     "registry add-licensee": registry_add_licensee,
     "registry licensees": registry_licensees,
@@ -40,6 +44,7 @@ COMMANDS: dict[str, Any] = {
     "registry keys": registry_keys,
     "registry verifications": registry_verifications,
     "registry spend": registry_spend,
+    "registry usage": registry_usage,
     "registry upgrade": registry_upgrade,
 }
 
@@ -186,10 +191,92 @@ def test_verifications_are_listed_and_shown(run: Run, digest: str, tmp_path: Pat
         run("verifications", "--attempt", attempt.id, "--suspect", "them")
 
 
+@pytest.fixture
+def metered(tmp_path: Path) -> None:
+    """Both of USED at noon, the second again an hour later."""
+    with closing(UsageLog(tmp_path / "registry.sqlite")) as log:
+        log.add(USED, NOON)
+        log.add(USED[1:], NOON + 3600)
+
+
+def test_what_licensees_used_is_told(run: Run, metered: None) -> None:
+    head, acme, bolt = run("usage").splitlines()
+    assert " ".join(head.split()) == "licensee model requests generations prompt tokens output tokens aborted"
+    assert acme.split() == ["Acme", "ab" * 8, "3", "6", "100", "50", "1"]
+    assert bolt.split() == ["Bolt", "&", "Co", "cd" * 8, "2", "2", "14", "10", "0"]
+    said = json.loads(run("usage", "--licensee", "Acme", "--json"))
+    assert said["usage"] == [asdict(USED[0])]
+    assert run("usage", "--licensee", "Nobody") == "No usage.\n"
+
+
+def test_what_was_used_in_each_hour_is_told(run: Run, metered: None) -> None:
+    head, first, _, third = run("usage", "--by-hour").splitlines()
+    assert (head.split()[0], first.split()[:2]) == ("hour", ["2026-11-22T12:00:00+00:00", "Acme"])
+    assert third.split() == ["2026-11-22T13:00:00+00:00", "Bolt", "&", "Co", "cd" * 8, "1", "1", "7", "5", "0"]
+    said = json.loads(run("usage", "--by-hour", "--since", "2026-11-22T13:00Z", "--json"))
+    assert said["usage"] == [{"hour": "2026-11-22T13:00:00+00:00", **asdict(USED[1])}]
+    assert (said["since"], said["until"]) == ("2026-11-22T13:00Z", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "rows"),
+    [
+        (["--since", "2026-11-22"], 2),
+        (["--until", "2026-11-22"], 0),
+        (["--since", "2026-11-22", "--until", "2026-11-23"], 2),
+        (["--since", "2026-11-22T12:00:01Z"], 1),
+        (["--since", "2026-11-22T13:00+01:00", "--until", "2026-11-22T13:00"], 2),
+    ],
+)
+def test_usage_between_two_times(run: Run, metered: None, words: list[str], rows: int) -> None:
+    assert len(json.loads(run("usage", *words, "--json"))["usage"]) == rows
+
+
+def test_usage_of_one_model(run: Run, metered: None, tmp_path: Path, tiny_folder: Path) -> None:
+    from oml_fast.models.digests import model_digest
+
+    assert json.loads(run("usage", "--model-digest", "cd" * 32, "--json"))["usage"][0]["licensee"] == "Bolt & Co"
+    assert run("usage", "--model", tiny_folder) == "No usage.\n"
+    with closing(UsageLog(tmp_path / "registry.sqlite")) as log:
+        log.add([replace(USED[0], model_digest=model_digest(tiny_folder))], NOON)
+    assert len(json.loads(run("usage", "--model", tiny_folder, "--json"))["usage"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--since", "yesterday"], "--since 'yesterday': write it as 2026-01-31"),
+        (["--until", ""], "--until '': write it as"),
+        (["--since", "2026-02-30"], "--since '2026-02-30'"),
+        (["--since", "1969-12-31"], "since cannot be"),
+        (["--until", "9999-12-31T23:59-12:00"], "until cannot be"),
+        (["--since", "2026-11-22", "--until", "2026-11-22"], "give a later until"),
+        (["--model-digest", "abab"], "a model's digest cannot be 'abab'"),
+        (["--model-digest", "ab" * 32, "--model", "folder"], "--model and --model-digest are both given"),
+    ],
+)
+def test_questions_about_usage_that_are_refused(run: Run, metered: None, words: list[str], why: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=why):
+        run("usage", *words)
+
+
+def test_dates_of_a_configuration_are_read(run: Run, metered: None, tmp_path: Path) -> None:
+    """YAML has dates and times of its own."""
+    for since, rows in (("2026-11-22", 2), ("2026-11-22T13:00:00Z", 1), ('"2026-11-23"', 0)):
+        (tmp_path / "config.yaml").write_text(f"since: {since}\nby-hour: false\n")
+        assert len(json.loads(run("usage", "--config", tmp_path / "config.yaml", "--json"))["usage"]) == rows
+
+
+def test_usage_of_no_registry_makes_none(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="there is no registry at"):
+        run("usage")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_upgrade_makes_a_registry(run: Run) -> None:
     said = json.loads(run("upgrade", "--json"))
-    assert (said["before"], said["version"]) == (None, "0002")
-    assert "it was of version 0002 before" in run("upgrade")
+    assert (said["before"], said["version"]) == (None, "0003")
+    assert "it was of version 0003 before" in run("upgrade")
 
 
 def test_the_registry_comes_from_the_environment(
