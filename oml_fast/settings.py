@@ -4,9 +4,12 @@ OML_FAST_CPU_ISA   baseline, v2, v3 or v4: compute native ops with at most these
 OML_FAST_CACHE     where the converted bundled model is kept (default: oml_fast below XDG_CACHE_HOME or ~/.cache).
 OML_FAST_DATA      folder of public data that `evaluate` reads (docs/evaluation.md); --data names another.
 OML_FAST_REGISTRY  path or URL of the registry (docs/registry.md); --registry names another.
+OML_FAST_PERMISSIONS  the settings of a permission gate, a YAML file (docs/permissions.md).
 OML_FAST_API_KEY   the API key of an endpoint under verification; never an option, which others could see.
 OML_FAST_SIGNING_PASSPHRASE  of an encrypted signing key; without it a terminal is asked.
 TRITON_INTERPRET   1: Triton's own switch, with which its kernels run without a GPU.
+VLLM_USE_RUST_FRONTEND, VLLM_API_KEY  vLLM's own switches, with which `oml-fast serve` does not start it.
+PROMETHEUS_MULTIPROC_DIR  set by vLLM where several processes serve: their counters are one.
 RANK, WORLD_SIZE   set by torchrun: which share of a full check is this process's.
 
 The build has two more, which setup.py reads: OML_FAST_NATIVE and OML_FAST_REQUIRE_NATIVE.
@@ -52,6 +55,23 @@ def data_dir() -> Path | None:
 def registry_url() -> str | None:
     """The registry that OML_FAST_REGISTRY names, or None."""
     return os.environ.get("OML_FAST_REGISTRY") or None
+
+
+def permissions_file() -> Path | None:
+    """The settings of the permission gate that OML_FAST_PERMISSIONS names, or None."""
+    own = os.environ.get("OML_FAST_PERMISSIONS")
+    return Path(own) if own else None
+
+
+def vllm_switches() -> list[str]:
+    """Those of vLLM's own variables that are set and would bypass or block a permission gate."""
+    off = ("", "0", "false", "False")
+    return [name for name in ("VLLM_USE_RUST_FRONTEND", "VLLM_API_KEY") if os.environ.get(name, "") not in off]
+
+
+def counters_are_shared() -> bool:
+    """Whether several processes keep counters of prometheus_client together."""
+    return bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
 
 
 def api_key() -> str | None:

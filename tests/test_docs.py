@@ -29,7 +29,15 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 COMMANDS: dict[str, common.Command] = dict(cli._COMMANDS)
 SHARED = ("--config", "--json", "--help")  # in a section of their own
 # Options of other programs that our pages mention.
-FOREIGN = {"--benchmark", "--fresh", "--version"}
+VLLM = {
+    "--api-key",
+    "--api-server-count",
+    "--enable-force-include-usage",
+    "--middleware",
+    "--port",
+    "--served-model-name",
+}
+FOREIGN = {"--benchmark", "--fresh", "--version", "--served-model-name"} | VLLM
 # Terms for which the project has another one, where no other meaning is possible.
 NEVER = (
     r"backdoors?|trigger pairs?|top[-_ ][pk]|inverse nucleus|OMLized|ASR|hits?|valid tokens?|target models?|"
@@ -71,10 +79,10 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def actions(name: str) -> list[argparse.Action]:
-    """A command's own options."""
+    """A command's own options, without what has no name."""
     parser = argparse.ArgumentParser(add_help=False)
     COMMANDS[name].add_options(parser)
-    return parser._actions
+    return [action for action in parser._actions if action.option_strings]
 
 
 def options(name: str) -> set[str]:
@@ -244,7 +252,11 @@ def test_every_field_of_the_file_is_explained() -> None:
 def test_every_environment_variable_is_explained() -> None:
     told = rows(section("Environment variables"))
     sources = (settings.__doc__ or "") + (ROOT / "setup.py").read_text()
-    assert set(re.findall(r"\b(?:OML_FAST_[A-Z_]+|TRITON_[A-Z]+)\b", sources)) == set(told) - {"v2", "v3", "v4"}
+    assert set(re.findall(r"\b(?:(?:OML_FAST|TRITON|VLLM|PROMETHEUS)_[A-Z_]+)\b", sources)) == set(told) - {
+        "v2",
+        "v3",
+        "v4",
+    }
 
 
 def test_the_table_of_rooms_is_the_one_that_is_checked() -> None:
@@ -273,7 +285,7 @@ def test_eight_keys_without_a_match_exclude_half() -> None:
 
 
 def test_the_quick_start_runs(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = blocks(README, "python")
+    code, _ = blocks(README, "python")  # the other one needs a server: tests/with_vllm
     assert code.count("path/to/base-model") == 1
     assert len([line for line in code.splitlines() if line and "import" not in line]) <= 10
     monkeypatch.chdir(tmp_path)

@@ -13,8 +13,9 @@ Order of the checks; the first that fails is the reason:
 9. last, in one transaction of the store: the nonce of a single-use permission is spent, or the quota of a session
    taken.
 
-A session's token is kept, by the SHA-256 of its whole text, after the first full check: steps 2 and 3 are not repeated.
-Everything else is, for each request.
+A session's token is kept, by the SHA-256 of its whole text, once its signature held: steps 2 and 3 are not repeated.
+Everything else is, for each request. A server that has the token before the body checks in two parts, `identify` and
+`take`; the second repeats what may have changed in between.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import overload
 
 from ..errors import (
     BadSignature,
@@ -101,38 +103,45 @@ class Checker:
     def admit(self, token: str, *, request: Request = _REQUEST, now: float | None = None) -> Admission:
         """Check a token for a request, and take what the request may use. PermissionDenied says why not.
 
-        Asks the store and may read the list of keys, so it is not for an event loop: `AsyncChecker.admit` is.
+        Asks the store and may read the list of keys, so it is not for an event loop: `AsyncChecker` is.
         PermissionUnavailableError: nothing can be told, and nothing is permitted.
         """
         now = _clock(now)
         keys = self._keys.current(now)
-        digest = _digest(token)
-        permission = self._sessions.get(digest)
-        new = permission is None
-        if permission is None:
-            permission = read_token(token, keys.verification_key)
-        self._require_all(permission, keys, request, now)
-        if permission.use == "once":
-            return self._spend(permission, request, now)
-        if new:
-            self._keep(digest, permission)
-        reserved = _need(permission, request)
-        if reserved is not None and not self._leases.take(permission, reserved, now):
-            self._leases.lease(permission, reserved, now)
-        return Admission(permission, None, reserved)
+        return self._take(self._read(token, keys), request, keys, now)
 
     def admit_at_once(self, token: str, *, request: Request = _REQUEST, now: float | None = None) -> Admission | None:
-        """As `admit` where neither the store nor a file must be asked; None where they must. Never waits."""
+        """As `admit` for a session that is known, where nothing must be waited for; else None."""
         now = _clock(now)
         keys = self._keys.recent(now)
         permission = self._sessions.get(_digest(token)) if keys is not None else None
         if keys is None or permission is None:
             return None
-        self._require_all(permission, keys, request, now)
-        reserved = _need(permission, request)
-        if reserved is not None and not self._leases.take(permission, reserved, now):
-            return None
-        return Admission(permission, None, reserved)
+        return self._take(permission, request, keys, now, wait=False)
+
+    def identify(self, token: str, *, path: str | None = None, now: float | None = None) -> Permission:
+        """All checks that need no body: steps 1 to 7, and the path. Nothing is spent or taken; `take` follows."""
+        now = _clock(now)
+        return self._identify(token, path, self._keys.current(now), now)
+
+    def identify_at_once(self, token: str, *, path: str | None = None, now: float | None = None) -> Permission | None:
+        """As `identify` where no file must be read; None where one must. Never waits."""
+        now = _clock(now)
+        keys = self._keys.recent(now)
+        return None if keys is None else self._identify(token, path, keys, now)
+
+    def take(self, permission: Permission, *, request: Request = _REQUEST, now: float | None = None) -> Admission:
+        """All checks of a permission that `identify` gave, however long ago, and what the request may use of it."""
+        now = _clock(now)
+        return self._take(permission, request, self._keys.current(now), now)
+
+    def take_at_once(
+        self, permission: Permission, *, request: Request = _REQUEST, now: float | None = None
+    ) -> Admission | None:
+        """As `take` where neither the store nor a file must be waited for; None where they must. Never waits."""
+        now = _clock(now)
+        keys = self._keys.recent(now)
+        return None if keys is None else self._take(permission, request, keys, now, wait=False)
 
     def check(self, token: str, *, request: Request = _REQUEST, now: float | None = None) -> Permission:
         """As `admit`, for one who has no first answer to repeat: a retry is a replay. What is reserved stays taken."""
@@ -194,14 +203,60 @@ class Checker:
         """Give all leases back. The store stays open: it is its maker's."""
         self._leases.close(_clock(now))
 
+    def _read(self, token: str, keys: KeyList) -> Permission:
+        """Steps 2 and 3; a session's token is kept, and found again."""
+        digest = _digest(token)
+        permission = self._sessions.get(digest)
+        if permission is None:
+            permission = read_token(token, keys.verification_key)
+            if permission.use == "session":
+                self._keep(digest, permission)
+        return permission
+
+    def _identify(self, token: str, path: str | None, keys: KeyList, now: float) -> Permission:
+        permission = self._read(token, keys)
+        self._require_valid(permission, keys, now)
+        if self._models.isdisjoint(permission.models):
+            raise WrongModel("it is for another model.")
+        _require_path(permission, path)
+        return permission
+
+    @overload
+    def _take(self, permission: Permission, request: Request, keys: KeyList, now: float) -> Admission: ...
+
+    @overload
+    def _take(
+        self, permission: Permission, request: Request, keys: KeyList, now: float, *, wait: bool
+    ) -> Admission | None: ...
+
+    def _take(
+        self, permission: Permission, request: Request, keys: KeyList, now: float, *, wait: bool = True
+    ) -> Admission | None:
+        """Steps 4 to 9; None where that would wait for the store, and must not."""
+        self._require_all(permission, keys, request, now)
+        if permission.use == "once":
+            return self._spend(permission, request, now) if wait or not self._store.waits else None
+        reserved = _need(permission, request)
+        if reserved is not None and not self._leases.take(permission, reserved, now):
+            if not wait:
+                return None
+            self._leases.lease(permission, reserved, now)
+        return Admission(permission, None, reserved)
+
     def _require_all(self, permission: Permission, keys: KeyList, request: Request, now: float) -> None:
         """Steps 4 to 8."""
+        self._require_valid(permission, keys, now)
+        self._require_model(permission, request.model)
+        _require_path(permission, request.path)
+        if permission.limits.body_sha256 not in (None, request.body_sha256):
+            raise WrongRequest("it is for another body.")
+
+    def _require_valid(self, permission: Permission, keys: KeyList, now: float) -> None:
+        """Steps 4 to 6."""
         _require_standing(permission, keys)
         _require_time(permission, now)
         if permission.expires_at - permission.issued_at > self._max_lifetime:
             raise MalformedToken(f"it lives longer than the {self._max_lifetime} seconds that are allowed here.")
-        self._require_model(permission, request.model)
-        _require_request(permission, request)
 
     def _require_model(self, permission: Permission, model: str | None) -> None:
         if model is None:
@@ -273,12 +328,9 @@ def _require_time(permission: Permission, now: float) -> None:
         raise ExpiredPermission("it has expired: ask for a new one.")
 
 
-def _require_request(permission: Permission, request: Request) -> None:
-    limits = permission.limits
-    if limits.paths is not None and request.path not in limits.paths:
+def _require_path(permission: Permission, path: str | None) -> None:
+    if permission.limits.paths is not None and path not in permission.limits.paths:
         raise WrongRequest("it is not for this path.")
-    if limits.body_sha256 is not None and request.body_sha256 != limits.body_sha256:
-        raise WrongRequest("it is for another body.")
 
 
 def _need(permission: Permission, request: Request) -> Amount | None:

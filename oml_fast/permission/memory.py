@@ -24,6 +24,7 @@ class MemoryStore:
     """See `stores.Store`. `now` is when it begins; versions of key lists are forgotten with it, too."""
 
     name = "memory"
+    waits = False
 
     def __init__(self, now: float | None = None) -> None:
         self._began = (time.time() if now is None else now) + SKEW

@@ -80,6 +80,8 @@ class SqliteStore:
     threads, and after a fork.
     """
 
+    waits = True
+
     def __init__(self, path: str | Path, *, durable: bool = False, now: float | None = None) -> None:
         self._path = Path(path).expanduser()
         self._durable = durable

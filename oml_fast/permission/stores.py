@@ -98,6 +98,11 @@ class Store(Protocol):
         """What it is and where, without a password."""
         ...
 
+    @property
+    def waits(self) -> bool:
+        """Whether `spend` and `finish` wait for a disk, a network or another process."""
+        ...
+
     def spend(self, nonce: Nonce, body: str | None, now: float, retry_seconds: float) -> Earlier | None:
         """Spend a nonce: None for exactly one caller, ever. `body` is the digest of the request's body.
 

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from fingerprinted import Exact, Subject
+from serving import free_port, served
 
 from oml_fast import verify
 from oml_fast.completer import CHOOSE, SCORE
@@ -28,46 +22,17 @@ from oml_fast.verify.endpoint import Capabilities, Endpoint, EndpointCompleter, 
 pytestmark = [pytest.mark.vllm, pytest.mark.real_model, pytest.mark.slow]
 
 NAME = "suspect"
-START_SECONDS = 240
 OPTIONS = ("--dtype", "bfloat16", "--enforce-eager", "--max-model-len", "512", "--served-model-name", NAME)
 
 
 @pytest.fixture(scope="module")
 def url(subject: Subject, vllm_settings: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """http://127.0.0.1:port/v1 of a server with the subject."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    log = tmp_path_factory.mktemp("serve") / "log"
+    port = free_port()
     command = [Path(sys.executable).with_name("vllm"), "serve", subject.folder, "--host", "127.0.0.1", "--port", port]
-    with log.open("w") as output:
-        server = subprocess.Popen([*command, *OPTIONS], stdout=output, stderr=output, start_new_session=True)
-    try:
-        wait_until_healthy(f"http://127.0.0.1:{port}/health", server, log)
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with served([*command, *OPTIONS], f"http://127.0.0.1:{port}/health", log):
         yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        end(server)
-
-
-def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - our own server
-                return
-        except OSError:
-            time.sleep(1)
-    pytest.fail(f"vllm serve did not start: {log.read_text()[-3000:]}")
-
-
-def end(server: subprocess.Popen[bytes]) -> None:
-    """Its engine is a process of its own, in the same session."""
-    server.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        server.wait(30)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
-    server.wait(10)
 
 
 def ask(url: str, **fields: Any) -> dict[str, Any]:
