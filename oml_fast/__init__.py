@@ -14,19 +14,21 @@ if TYPE_CHECKING:
     from .embed import embed as embed
     from .fingerprint import FingerprintSet as FingerprintSet
     from .generate import generate as generate
+    from .oml_model import OMLModel as OMLModel
     from .permission import Permission as Permission
     from .permission import check as check
     from .permission import issue as issue
     from .verify import verify as verify
 
 __version__ = "0.1.0"
-__all__ = ["FingerprintSet", "Permission", "__version__", "check", "embed", "generate", "issue", "verify"]
+__all__ = ["FingerprintSet", "OMLModel", "Permission", "__version__", "check", "embed", "generate", "issue", "verify"]
 
 _ROOMS = {
     "FingerprintSet": "fingerprint",
     "Permission": "permission",
     "check": "permission",
     "issue": "permission",
+    "OMLModel": "oml_model",
     "generate": "generate",
     "embed": "embed",
     "verify": "verify",
