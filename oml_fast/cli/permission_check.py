@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store", metavar="PATH", help="the server's store, or a registry's URL: also nonce and quota there"
     )
-    parser.add_argument("--at", metavar="TIME", help="check as of this time (default: now)")
+    parser.add_argument("--at", type=str, metavar="TIME", help="check as of this time (default: now)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lifetime", type=int, metavar="SECONDS", help="until it expires (default: 86400, of a single use 600)"
     )
-    parser.add_argument("--not-before", metavar="TIME", help="when it begins to hold (default: now)")
+    parser.add_argument("--not-before", type=str, metavar="TIME", help="when it begins to hold (default: now)")
     parser.add_argument("--requests", type=int, metavar="N", help="limit of requests in all")
     parser.add_argument("--output-tokens", type=int, metavar="N", help="limit of generated token ids in all")
     parser.add_argument("--path", action="append", help="limit to this path, as /v1/completions; repeatable")

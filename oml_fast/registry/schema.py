@@ -86,6 +86,8 @@ def _require_file(path: Path, *, create: bool = True) -> None:
 
 def _create_file(path: Path) -> None:
     """A whole new registry appears at `path`, or none: made under another name, then linked. Mode 0600."""
+    if (left := Path(f"{path}-wal")).exists():
+        raise InvalidArgumentError(f"{left} is left of a registry that was removed: remove it, too.")
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -242,3 +242,9 @@ def test_exporting_and_renewing(granting: Shell) -> None:
         (["--keys", "none", "--verification-key", "owner.pem.pub"], "cannot read"),
     ):
         assert error in granting.fails("export", *words)[1]
+
+
+def test_a_time_in_a_configuration_file_is_read_as_on_the_command_line(granting: Shell) -> None:
+    Path("issue.yaml").write_text("not-before: 2031-01-02\n")  # YAML has dates of its own
+    issued = granting.issue("--config", "issue.yaml")
+    assert issued["permission"]["not_before"] == datetime(2031, 1, 2, tzinfo=UTC).timestamp()

@@ -247,3 +247,13 @@ def test_without_its_driver_postgresql_is_unavailable(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(BackendUnavailableError, match=r"pip install 'oml_fast\[postgres\]', or use an SQLite file"):
         Registry(NOWHERE)
+
+
+def test_a_log_that_is_left_of_a_removed_registry_is_not_taken_for_a_new_one_s(tmp_path: Path) -> None:
+    left = tmp_path / "r-wal"
+    left.write_bytes(b"of before")
+    with pytest.raises(InvalidArgumentError, match="r-wal is left of a registry that was removed: remove it, too"):
+        Registry(tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+    left.unlink()
+    Registry(tmp_path / "r").close()

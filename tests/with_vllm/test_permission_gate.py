@@ -25,6 +25,7 @@ from fingerprinted import Subject
 from serving import free_port, served
 
 from oml_fast.permission import Limits, SqliteStore, issue
+from oml_fast.serving.answers import STATUS
 from oml_fast.signing import read_signing_key
 
 pytestmark = [pytest.mark.vllm, pytest.mark.real_model, pytest.mark.slow]
@@ -241,8 +242,7 @@ def test_two_thousand_requests_half_of_them_invalid(house: House) -> None:
     before = house.counted("vllm:request_success_total")
     answers.clear()
     asyncio.run(ask(count))
-    statuses = {"not_yet_valid": 401, "wrong_model": 403, "bad_signature": 401, "malformed_token": 401, "quota_exceeded": 429}
-    expected = {(name, statuses[name], name): count // 2 // len(names) for name in names}
+    expected = {(name, STATUS[name], name): count // 2 // len(names) for name in names}
     assert answers == {("", 200, ""): count // 2, **expected}
     assert house.counted("vllm:request_success_total") == before + count // 2
     assert psutil.Process(house.pid).memory_info().rss < warm + (32 << 20)
