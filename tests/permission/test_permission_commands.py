@@ -6,7 +6,7 @@ import hashlib
 import json
 import stat
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,7 @@ def test_exporting_and_renewing(granting: Shell) -> None:
 
 
 def test_a_time_in_a_configuration_file_is_read_as_on_the_command_line(granting: Shell) -> None:
-    Path("issue.yaml").write_text("not-before: 2031-01-02\n")  # YAML has dates of its own
+    day = datetime.now(UTC).date() + timedelta(days=2)
+    Path("issue.yaml").write_text(f"not-before: {day}\n")  # YAML has dates of its own
     issued = granting.issue("--config", "issue.yaml")
-    assert issued["permission"]["not_before"] == datetime(2031, 1, 2, tzinfo=UTC).timestamp()
+    assert issued["permission"]["not_before"] == datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
