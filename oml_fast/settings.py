@@ -8,7 +8,8 @@ OML_FAST_PERMISSIONS  the settings of a permission gate, a YAML file (docs/permi
 OML_FAST_API_KEY   the API key of an endpoint under verification; never an option, which others could see.
 OML_FAST_SIGNING_PASSPHRASE  of an encrypted signing key; without it a terminal is asked.
 TRITON_INTERPRET   1: Triton's own switch, with which its kernels run without a GPU.
-VLLM_USE_RUST_FRONTEND, VLLM_API_KEY  vLLM's own switches, with which `oml-fast serve` does not start it.
+VLLM_USE_RUST_FRONTEND, VLLM_API_KEY  vLLM's own switches, with which `oml-fast serve` does not start it; nor with any
+                   CUSTOM_FASTAPI_MIDDLEWARE_ of SageMaker's, which would stand before the gate.
 PROMETHEUS_MULTIPROC_DIR  set by vLLM where several processes serve: their counters are one.
 RANK, WORLD_SIZE   set by torchrun: which share of a full check is this process's.
 
@@ -66,7 +67,8 @@ def permissions_file() -> Path | None:
 def vllm_switches() -> list[str]:
     """Those of vLLM's own variables that are set and would bypass or block a permission gate."""
     off = ("", "0", "false", "False")
-    return [name for name in ("VLLM_USE_RUST_FRONTEND", "VLLM_API_KEY") if os.environ.get(name, "") not in off]
+    found = [name for name in ("VLLM_USE_RUST_FRONTEND", "VLLM_API_KEY") if os.environ.get(name, "") not in off]
+    return [*found, *(name for name in os.environ if name.startswith("CUSTOM_FASTAPI_MIDDLEWARE_"))]
 
 
 def counters_are_shared() -> bool:

@@ -54,8 +54,12 @@ def parse(commands: Mapping[str, Any], arguments: Sequence[str] | None) -> argpa
         parsers[name].add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         parsers[name].set_defaults(command_name=name)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    config = _config_path(arguments)
-    if config is not None and (chosen := _chosen(parsers, arguments)):
+    chosen = _chosen(parsers, arguments)
+    if chosen and any(action.nargs == argparse.REMAINDER for action in parsers[chosen]._actions):
+        config = parser.parse_args(arguments).config  # another one may stand among what is passed on
+    else:
+        config = _config_path(arguments)
+    if config is not None and chosen:
         _set_defaults(parsers[chosen], chosen, config)
     return parser.parse_args(arguments)
 

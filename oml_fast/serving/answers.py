@@ -66,8 +66,8 @@ def refusal_of(error: Exception) -> Refusal:
     return UNAVAILABLE
 
 
-async def refuse(send: Send, refusal: Refusal) -> None:
-    """Answer, and close: the body may be unread."""
+async def refuse(send: Send, refusal: Refusal, *, close: bool = False) -> None:
+    """Answer with a refusal. close: and end the connection, as HTTP/1 has it, where the rest of a body may come."""
     kind = "invalid_request_error" if refusal.status in (400, 408, 413) else "permission_error"
     error = {"message": refusal.message, "type": kind, "param": None, "code": refusal.code}
     headers = []
@@ -75,6 +75,8 @@ async def refuse(send: Send, refusal: Refusal) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     if refusal.retry is not None:
         headers.append((b"retry-after", str(refusal.retry).encode()))
+    if close and refusal.status in (408, 413):
+        headers.append((b"connection", b"close"))
     if refusal.status == 409 and refusal.retry is None:
         headers.append((b"x-should-retry", b"false"))  # OpenAI's clients repeat each 409
     await _answer(send, refusal.status, [*headers, (b"content-type", _JSON)], json.dumps({"error": error}).encode())

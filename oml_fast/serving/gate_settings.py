@@ -8,7 +8,7 @@
     metrics: 127.0.0.1:9464              # optional: where Prometheus reads counters
     routes: [/v1/chat/completions]       # optional: fewer licensed routes than all
     tell_engine: true                    # whether the body names the licensee, as vLLM's extra argument oml_licensee
-    max_body_bytes: 8388608              # of a request
+    max_body_bytes: 1048576              # of a request
     body_seconds: 30                     # that a client may take to send it
     max_lifetime: 7776000                # seconds from issue to expiry of a token
 
@@ -29,7 +29,7 @@ from ..settings import read_config
 from .routes import LICENSED
 
 VARIABLE = "OML_FAST_PERMISSIONS"
-MOST_BODY_BYTES = 8 << 20
+MOST_BODY_BYTES = 1 << 20
 BODY_SECONDS = 30.0
 _DIGEST = re.compile("[0-9a-f]{64}")
 _BIND = re.compile(r"(\[[0-9a-fA-F:]+\]|[0-9A-Za-z.-]+):([0-9]{1,5})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from .routes import BadRequestError
@@ -23,5 +24,9 @@ def with_licensee(content: bytes, body: Mapping[str, Any], licensee: str) -> byt
         raise BadRequestError(f"{ARGUMENTS} is no object.")
     if ARGUMENTS in body:
         return json.dumps({**body, ARGUMENTS: {**(arguments or {}), NAME: licensee}}).encode()
-    added = json.dumps({ARGUMENTS: {NAME: licensee}}).encode()
-    return content.rstrip()[:-1] + (b"," if body else b"") + added[1:]  # one object: its last brace is the last byte
+    return content.rstrip()[:-1] + (b"," if body else b"") + _ending(licensee)  # its last brace is the last byte
+
+
+@lru_cache(maxsize=1024)
+def _ending(licensee: str) -> bytes:
+    return json.dumps({ARGUMENTS: {NAME: licensee}}).encode()[1:]

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 
-from ..errors import OmlError
+from ..errors import InvalidArgumentError, OmlError
 from ..registry import UsageLog, Used
 from .metrics import Metrics
 
@@ -62,6 +62,8 @@ class Meter:
     def _record(self, log: UsageLog, now: float) -> None:
         try:
             log.add(_rows(self._unrecorded), now)
+        except InvalidArgumentError as error:  # would be refused for ever, and all that comes after it
+            LOG.error("usage is lost, for the registry cannot hold it: %s", error)
         except OmlError as error:
             if not self._failing:
                 LOG.warning("usage is kept in memory, for the registry does not take it: %s", error)

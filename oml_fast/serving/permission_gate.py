@@ -23,7 +23,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from ..errors import OmlError, PermissionDenied, PermissionUnavailableError
+from ..errors import OmlError, PermissionDenied, PermissionUnavailableError, WrongRequest
 from ..permission import Admission, AsyncChecker, Checker, KeyFile, Permission, Request, SqliteStore, Store
 from ..registry import PermissionStore, UsageLog
 from ..settings import permissions_file
@@ -42,6 +42,7 @@ LOG = logging.getLogger("oml_fast.permission_gate")
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 SECONDS_BETWEEN_TENDING = 1.0
 SECONDS_TO_WAIT = 60.0  # of a retry, for the first try
+MOST_WAITING = 200  # retries at once: each of them asks the store
 SHORTEST_WAIT, LONGEST_WAIT = 0.05, 1.0  # between two looks whether it is done
 
 
@@ -53,6 +54,7 @@ class PermissionGate:
         self._tending: asyncio.Task[None] | None = None
         self._fault: OmlError | None = None
         self._warned = float("-inf")
+        self._waiting = 0
         try:
             self._set_up(read_gate_settings(permissions_file()) if settings is None else settings)
         except OmlError as error:
@@ -65,8 +67,8 @@ class PermissionGate:
         self._store = open_store(settings.store)
         keys = KeyFile(settings.keys, read_verification_key(settings.owner_key), self._store)
         models = frozenset(settings.models.values())
-        self._only_model = next(iter(models)) if len(models) == 1 else None
-        self._checker = AsyncChecker(Checker(keys, models, self._store, max_lifetime=settings.max_lifetime))
+        checker = Checker(keys, models, self._store, max_lifetime=settings.max_lifetime)
+        self._checker = AsyncChecker(checker, threads=8 if "://" in settings.store else 1)  # a file has one writer
         log = None if settings.registry is None else UsageLog(settings.registry)
         self._meter = Meter(log, None if settings.metrics is None else Metrics(*settings.metrics))
 
@@ -97,7 +99,7 @@ class PermissionGate:
             if isinstance(error, PermissionUnavailableError):
                 self._warn(f"nothing is permitted: {error}")
             self._meter.refused(refusal.code)
-            await refuse(send, refusal)
+            await refuse(send, refusal, close=scope.get("http_version", "1.1").startswith("1"))
 
     async def _licensed(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """What refuses is raised before the app is called; nothing is raised after it."""
@@ -108,44 +110,50 @@ class PermissionGate:
         if route.read is None:
             await self._app(going_on(scope, permission), receive, send)
             return
-        admission, request, content = await self._admitted(permission, route.read, path, scope, receive)
+        content = await read_content(scope, receive, self._settings.max_body_bytes, self._settings.body_seconds)
+        admission, request, countable, content = await self._admitted(permission, route.read, path, content)
         if admission.earlier is not None:
             await repeat(send, await self._first_answer(admission, request))
             return
-        afterwards = never if permission.use == "once" else receive
-        watch = Watch(send, keep=permission.use == "once")
+        once = permission.use == "once"
+        watch = Watch(send, keep=once, countable=countable)
+        scope, receive = going_on(scope, permission, content), again(content, never if once else receive)
+        del content  # the app has it now, and lets go of it
         try:
-            await self._app(going_on(scope, permission, content), again(content, afterwards), watch.send)
+            await self._app(scope, receive, watch.send)
         finally:
             await self._settle(admission, request, watch)
 
     async def _admitted(
-        self, permission: Permission, read: Callable[[Body], Demand], path: str, scope: Scope, receive: Receive
-    ) -> tuple[Admission, Request, bytes]:
-        """Steps 4 to 6: the admission, what was asked, and the body that goes on."""
-        content = await read_content(scope, receive, self._settings.max_body_bytes, self._settings.body_seconds)
+        self, permission: Permission, read: Callable[[Body], Demand], path: str, content: bytes
+    ) -> tuple[Admission, Request, bool, bytes]:
+        """Of a body: the admission, what was asked, whether its stream is countable, and the body that goes on."""
+        bound = permission.limits.body_sha256
+        digest = hashlib.sha256(content).hexdigest() if bound is not None or permission.use == "once" else None
+        if bound not in (None, digest):
+            raise WrongRequest("it is for another body.")  # before it is parsed: that costs more
         body = read_body(content)
-        request = self._request(permission, path, content, read(body))
-        if self._settings.tell_engine:
-            content = with_licensee(content, body, permission.licensee)
-        return await self._checker.take(permission, request=request), request, content
-
-    def _request(self, permission: Permission, path: str, content: bytes, demand: Demand) -> Request:
-        model = self._only_model if demand.model is None else self._settings.models.get(demand.model)
+        demand = read(body)
+        model = self._settings.models.get(demand.model)
         if model is None:
             raise BadRequestError("model names no model of this server.")
-        bound = permission.use == "once" or permission.limits.body_sha256 is not None
-        digest = hashlib.sha256(content).hexdigest() if bound else None
-        return Request(model, path, digest, demand.requests, demand.output_tokens)
+        request = Request(model, path, digest, demand.generations, demand.output_tokens)
+        if self._settings.tell_engine:
+            content = with_licensee(content, body, permission.licensee)
+        return await self._checker.take(permission, request=request), request, demand.countable, content
 
     async def _first_answer(self, admission: Admission, request: Request) -> bytes:
         """To a retry of a single-use permission: what the first try answered, once that is done."""
         began = time.time()  # when this retry came counts, not how long it waits
         wait = SHORTEST_WAIT
         while admission.earlier is not None and admission.earlier.state == "started":
-            if time.time() - began > SECONDS_TO_WAIT:
+            if time.time() - began > SECONDS_TO_WAIT or self._waiting >= MOST_WAITING:
                 raise RefusedError(answers.IN_PROGRESS)
-            await asyncio.sleep(wait)
+            self._waiting += 1
+            try:
+                await asyncio.sleep(wait)
+            finally:
+                self._waiting -= 1
             wait = min(2 * wait, LONGEST_WAIT)
             admission = await self._checker.take(admission.permission, request=request, now=began)
         if admission.earlier is None or admission.earlier.answer is None:

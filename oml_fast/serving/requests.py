@@ -33,6 +33,7 @@ def token_of(scope: Scope) -> str:
     """The one token of the one Authorization header."""
     query = scope.get("query_string", b"")
     if query and (b"eyJ" in query or any(part.partition(b"=")[0].lower() in _URL_NAMES for part in query.split(b"&"))):
+        scope["query_string"] = b""  # servers log it
         raise RefusedError(answers.IN_URL)
     given = [value for name, value in scope["headers"] if name == b"authorization"]
     scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
@@ -44,7 +45,7 @@ def token_of(scope: Scope) -> str:
 async def read_content(scope: Scope, receive: Receive, most: int, seconds: float) -> bytes:
     """The whole body, of at most `most` bytes. RefusedError where it is larger, or not here within `seconds`."""
     length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    if not length.isdigit() or int(length) > most:
+    if not length.isdigit() or len(length) > 15 or int(length) > most:
         raise RefusedError(answers.TOO_LARGE)
     try:
         async with asyncio.timeout(seconds):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Body = Mapping[str, Any]
+LARGEST = 2**31 - 1  # n or max_tokens
+MOST_GENERATIONS = 100_000  # of one request
 OPEN = frozenset({"/health", "/version"})  # GET
 
 
@@ -22,15 +24,16 @@ class BadRequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a request asks for. model: the served name, None where it names none.
+    """What a request asks for. model: the served name. generations: prompts times choices.
 
-    requests: prompts times choices. output_tokens: the most that may be generated for all of them together, None where
-    nothing bounds it.
+    output_tokens: the most that may be generated for all of them together, None where nothing bounds it. countable:
+    whether each event of its stream says how much was generated so far.
     """
 
-    model: str | None
-    requests: int
+    model: str
+    generations: int
     output_tokens: int | None
+    countable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,14 @@ class Route:
 
 
 def _completion(body: Body) -> Demand:
-    choices = max(_count(body, "n", 1), _count(body, "best_of", 1))
-    return _demand(body, _prompts(body.get("prompt")) + _embeddings(body) or 1, choices, _count(body, "max_tokens"))
+    most = _count(body, "max_tokens")  # vLLM makes one token id where an echo is asked for and none more
+    return _demand(body, _prompts(body.get("prompt")) + _embeddings(body) or 1, None if most is None else max(1, most))
 
 
 def _chat(body: Body) -> Demand:
     bounds = [_count(body, name) for name in ("max_tokens", "max_completion_tokens")]
     given = [bound for bound in bounds if bound is not None]
-    return _demand(body, 1, _count(body, "n", 1), max(given, default=None))
+    return _demand(body, 1, max(given, default=None))
 
 
 LICENSED: dict[str, Route] = {
@@ -62,7 +65,7 @@ LICENSED: dict[str, Route] = {
 def read_body(content: bytes) -> dict[str, Any]:
     """The JSON object in a body, each of its names once at every depth, so that no two readers read two things."""
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_number)
+        value = _JSON.decode(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise BadRequestError("The body is not one JSON object in UTF-8, with each name once.") from error
     if not isinstance(value, dict):
@@ -81,12 +84,21 @@ def _no_number(name: str) -> Any:
     raise ValueError(name)
 
 
-def _demand(body: Body, prompts: int, choices: int | None, most: int | None) -> Demand:
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_number)  # made once: it takes as long as a body
+
+
+def _demand(body: Body, prompts: int, most: int | None) -> Demand:
     model = body.get("model")
-    if model is not None and not isinstance(model, str):
-        raise BadRequestError("model is no text.")
-    requests = prompts * max(1, choices or 1)
-    return Demand(model, requests, None if most is None else requests * most)
+    if not isinstance(model, str):
+        raise BadRequestError("model is no text: name the model, for the server would choose one.")
+    if body.get("use_beam_search", False) is not False:
+        raise BadRequestError("use_beam_search is not for licensees: it leaves out who asks.")
+    generations = prompts * max(1, _count(body, "n") or 1)
+    if generations > MOST_GENERATIONS:
+        raise BadRequestError(f"prompts times n are more than {MOST_GENERATIONS:,}.")
+    # Of several choices vLLM says in each event what one has, and what an interval holds back it does not say.
+    countable = generations == 1 and body.get("stream_interval") is None
+    return Demand(model, generations, None if most is None else generations * most, countable)
 
 
 def _prompts(prompt: Any) -> int:
@@ -103,10 +115,10 @@ def _embeddings(body: Body) -> int:
     return 0 if given is None else len(given) if isinstance(given, list) else 1
 
 
-def _count(body: Body, name: str, default: int | None = None) -> Any:
+def _count(body: Body, name: str) -> int | None:
     value = body.get(name)
     if value is None:
-        return default
-    if type(value) is not int or value < 0:
-        raise BadRequestError(f"{name} is no whole number from 0.")
+        return None
+    if type(value) is not int or not 0 <= value <= LARGEST:
+        raise BadRequestError(f"{name} is no whole number from 0 to {LARGEST:,}.")
     return value

@@ -2,7 +2,7 @@
 
 vLLM's gRPC server and its Rust frontend never call ASGI middleware, and its API key is compared with the header that
 carries the permission token. All other options pass through as they are. The gate is the last middleware named, so it
-is the outermost.
+stands before all others.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def vllm_command(model: str, options: Sequence[str]) -> list[str]:
     Raises InvalidArgumentError for an option, in `options` or in the file that their --config names, or a variable
     that would bypass or block it, BackendUnavailableError where vLLM is not installed.
     """
+    if model.startswith("-"):
+        raise InvalidArgumentError(f"{model} is no model: name a folder, and put vLLM's options after it.")
     for option in [*options, *_configured(options)]:
         if reason := _refused(option):
             raise InvalidArgumentError(
@@ -48,7 +50,7 @@ def vllm_command(model: str, options: Sequence[str]) -> list[str]:
     path = str(program) if program.is_file() else shutil.which("vllm")
     if path is None:
         raise BackendUnavailableError("the program vllm is not installed: pip install 'oml_fast[vllm]'.")
-    return [path, "serve", model, *options, "--enable-force-include-usage", "--middleware", GATE]
+    return [path, "serve", model, "--enable-force-include-usage", *options, "--middleware", GATE]
 
 
 def served_names(model: str, options: Sequence[str]) -> list[str]:
@@ -84,10 +86,11 @@ def _refused(option: str) -> str | None:
 
 
 def _configured(options: Sequence[str]) -> Iterator[str]:
-    """What vLLM's own configuration file switches on, as options."""
+    """What vLLM's own configuration file switches on, as the options that vLLM makes of it."""
     for name, value in _config(options).items():
-        if value not in (None, False):
+        if value is not None and value is not False:
             yield f"--{name}"
+        yield from map(str, value if isinstance(value, list) else [value])
 
 
 def _config(options: Sequence[str]) -> Mapping[str, Any]:

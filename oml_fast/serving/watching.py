@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import deque
 from dataclasses import dataclass
@@ -11,13 +10,12 @@ from typing import Any
 from ..permission.stores import MOST_ANSWER_BYTES
 from .answers import Message, Send, kept
 
-_RAISING = contextlib.nullcontext()
 _LAST_EVENTS = 4  # of a stream: the one with its usage, and the end mark
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What one answer used. known: as the server said; else output_tokens counts events, each at least one token id."""
+    """What one answer used. known: the server said it of all of it; else output_tokens counts events of a stream."""
 
     prompt_tokens: int
     output_tokens: int
@@ -25,12 +23,26 @@ class Spent:
 
 
 class Watch:
-    """Passes an answer on to the client, and remembers of it what is needed. `keep`: also all of it, up to 1 MiB."""
+    """Passes an answer on to the client, and remembers of it what is needed.
 
-    __slots__ = ("_content_type", "_events", "_keep", "_parts", "_send", "_size", "_stream", "ended", "status")
+    keep: also all of it, up to 1 MiB. countable: see `routes.Demand`.
+    """
 
-    def __init__(self, send: Send, *, keep: bool) -> None:
-        self._send, self._keep = send, keep
+    __slots__ = (
+        "_content_type",
+        "_countable",
+        "_events",
+        "_keep",
+        "_parts",
+        "_send",
+        "_size",
+        "_stream",
+        "ended",
+        "status",
+    )
+
+    def __init__(self, send: Send, *, keep: bool, countable: bool) -> None:
+        self._send, self._keep, self._countable = send, keep, countable
         self._parts: deque[bytes] = deque()
         self._content_type, self._stream, self._events, self._size = b"", False, 0, 0
         self.status, self.ended = 0, False
@@ -44,8 +56,11 @@ class Watch:
         elif message["type"] == "http.response.body":
             self._see(message.get("body", b""))
             self.ended = not message.get("more_body", False)
-        with contextlib.suppress(OSError) if self._keep else _RAISING:  # the client of a kept answer may come back
+        try:
             await self._send(message)
+        except OSError:
+            if not self._keep:  # the client of a kept answer may come back for it
+                raise
 
     def _see(self, part: bytes) -> None:
         if self._stream and part.startswith(b"data:"):
@@ -59,7 +74,7 @@ class Watch:
 
     @property
     def failed(self) -> bool:
-        """The server refused: nothing was generated."""
+        """The server refused or broke, and delivered nothing."""
         return self.status >= 400
 
     def spent(self) -> Spent:
@@ -82,13 +97,17 @@ class Watch:
         if not self._stream:
             return _usage_in(content)
         events = [event.partition(b":")[2] for event in content.split(b"\n") if event.startswith(b"data:")]
-        return [usage for event in reversed(events[-2 * _LAST_EVENTS :]) for usage in _usage_in(event)]
+        last = reversed(events[-2 * _LAST_EVENTS :])
+        return [usage for event in last for usage in _usage_in(event, of_all=not self._countable)]
 
 
-def _usage_in(content: bytes) -> list[dict[str, Any]]:
+def _usage_in(content: bytes, *, of_all: bool = False) -> list[dict[str, Any]]:
+    """of_all: only where it is the usage of all choices together, which an event without choices has."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
         return []
     usage = value.get("usage") if isinstance(value, dict) else None
-    return [usage] if isinstance(usage, dict) else []
+    if not isinstance(usage, dict) or (of_all and value.get("choices") != []):
+        return []
+    return [usage]

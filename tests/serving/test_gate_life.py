@@ -66,7 +66,7 @@ def test_a_server_behind_the_gate_from_start_to_shutdown(owner: Owner) -> None:
         assert ask(url, path="/health")[0] == 200
         assert ask(url, body=CHAT)[0] == 401
         assert ask(url, token, CHAT)[0] == 200
-        assert ask(url, token, body={"max_tokens": 101})[0] == 429
+        assert ask(url, token, CHAT | {"max_tokens": 101})[0] == 429
         stub.parts = [event(usage={"prompt_tokens": 7, "completion_tokens": 2}), b"data: [DONE]\n\n"]
         assert ask(url, token, CHAT | {"stream": True})[1] == b"".join(stub.parts)
     log = UsageLog(place)

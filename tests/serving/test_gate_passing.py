@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import pytest
-from gating import CHAT, CHAT_PATH, COMPLETION_PATH, LICENSEE, MODEL, Owner, Stub, asked, event, request, running
+from gating import CHAT, CHAT_PATH, COMPLETION_PATH, LICENSEE, MODEL, NAME, Owner, Stub, asked, event, request, running
 
 from oml_fast.permission import Limits
 from oml_fast.registry import UsageLog, Used
@@ -86,7 +86,9 @@ def test_a_client_that_names_a_licensee_is_overruled(owner: Owner, given: Any) -
     assert stub.bodies == [body | {"vllm_xargs": (given or {}) | {"oml_licensee": LICENSEE}}]
 
 
-@pytest.mark.parametrize("body", [b"{}", b" { } \n", b'{"a":1}\r\n\t ', '{"é": "}"}'.encode()])
+@pytest.mark.parametrize(
+    "body", [b'{"model":"smollm2"}', b' { "model": "smollm2" } \r\n\t ', '{"model": "smollm2", "é": "}"}'.encode()]
+)
 def test_the_licensee_enters_every_body(owner: Owner, body: bytes) -> None:
     stub = Stub()
     asked(owner, {"body": body, "token": owner.token(licensee='Ön "the" {x}')}, app=stub)
@@ -141,14 +143,16 @@ def test_a_fault_of_the_app_is_its_own(owner: Owner) -> None:
 # --- quotas
 
 
-def left_after(owner: Owner, app: Stub, most: int = 4, limit: int = 8, gone_after: int | None = None) -> int:
-    """How many output tokens are left of 8 after one request of at most `most`."""
+def left_after(
+    owner: Owner, app: Stub, asking: dict[str, Any] = CHAT, limit: int = 8, gone_after: int | None = None
+) -> int:
+    """How many output tokens are left of `limit` after one request, of at most 4 for each choice."""
     token = owner.limited(output_tokens=limit)
 
     async def ask() -> int:
         async with running(owner, app) as gate:
             with contextlib.suppress(OSError):  # the client goes away
-                await request(gate, body=CHAT | {"max_tokens": most}, token=token, gone_after=gone_after)
+                await request(gate, body=asking, token=token, gone_after=gone_after)
             left = 0
             for bound in range(limit, -1, -1):
                 app.status = 400  # nothing is generated any more: what was reserved comes back
@@ -173,6 +177,17 @@ def test_an_aborted_stream_is_settled_by_the_usage_so_far(owner: Owner) -> None:
     """Two events arrived, the third was lost on the way: three token ids were made."""
     assert left_after(owner, Stub(parts=stream()), gone_after=3) == 5
     assert left_after(owner, Stub(parts=stream(told=False)), gone_after=3) == 4
+
+
+def test_several_choices_are_settled_by_what_all_of_them_have(owner: Owner) -> None:
+    """As vLLM tells it: each event has the usage of one choice, and only the last one has that of all."""
+    parts = [event(choices=[{"index": i}], usage=usage(7, count)) for count in (1, 2) for i in (0, 1)]
+    whole = [*parts, event(choices=[], usage=usage(7, 4)), END]
+    several = CHAT | {"n": 2, "stream": True}
+    assert left_after(owner, Stub(parts=whole), asking=several, limit=16) == 12
+    assert left_after(owner, Stub(parts=parts), asking=several, limit=16, gone_after=4) == 8  # all that was reserved
+    held_back = CHAT | {"stream": True, "stream_interval": 100}
+    assert left_after(owner, Stub(parts=stream()[:1]), asking=held_back, gone_after=2) == 4
 
 
 def test_an_answer_without_usage_is_charged_in_full(owner: Owner) -> None:
@@ -207,11 +222,11 @@ def test_a_quota_needs_a_bound(owner: Owner) -> None:
         (COMPLETION_PATH, {"prompt": ["a", "b"], "max_tokens": 4}, 2, 8),
         (COMPLETION_PATH, {"prompt": [5, 6, 7], "max_tokens": 4}, 1, 4),
         (COMPLETION_PATH, {"prompt": [[5, 6], [7]], "n": 2, "max_tokens": 4}, 4, 16),
-        (COMPLETION_PATH, {"prompt": ["a", "b"], "n": 2, "best_of": 5, "max_tokens": 1}, 10, 10),
+        (COMPLETION_PATH, {"prompt": ["a", "b"], "n": 2, "best_of": 5, "max_tokens": 1}, 4, 4),
         (COMPLETION_PATH, {"prompt_embeds": ["x", "y", "z"], "max_tokens": 1}, 3, 3),
         (COMPLETION_PATH, {"prompt": "a", "prompt_embeds": "x", "max_tokens": 1}, 2, 2),
         (COMPLETION_PATH, {"prompt": [], "max_tokens": 2}, 1, 2),
-        (COMPLETION_PATH, {"prompt": "a", "max_tokens": 0}, 1, 0),
+        (COMPLETION_PATH, {"prompt": ["a", "b"], "max_tokens": 0, "echo": True}, 2, 2),
     ],
 )
 def test_prompts_times_choices_times_tokens_are_reserved(
@@ -220,7 +235,7 @@ def test_prompts_times_choices_times_tokens_are_reserved(
     """One more of either would be refused."""
 
     def status(**limits: int) -> int:
-        (answer,) = asked(owner, {"path": path, "body": body, "token": owner.limited(**limits)})
+        (answer,) = asked(owner, {"path": path, "body": {"model": NAME} | body, "token": owner.limited(**limits)})
         return answer.status
 
     assert status(requests=requests) == 200

@@ -150,6 +150,21 @@ def test_a_token_in_the_url_is_refused_beside_a_good_one_too(owner: Owner, query
         refused(owner, 401, "malformed_token", token=given, query_string=query.replace(b"{}", token.encode()))
 
 
+def test_a_token_in_the_url_does_not_get_into_the_servers_log(owner: Owner) -> None:
+    """uvicorn writes the query of the scope that it gave."""
+
+    async def ask() -> None:
+        async def nothing(message: Any = None) -> dict[str, Any]:
+            return {"type": "http.request"}
+
+        scope = scope_of("POST", CHAT_PATH, [], query_string=b"token=" + owner.token().encode())
+        async with running(owner) as gate:
+            await gate(scope, nothing, nothing)
+        assert scope["query_string"] == b""
+
+    asyncio.run(ask())
+
+
 def test_a_401_says_what_to_send(owner: Owner) -> None:
     (answer,) = asked(owner, {"body": CHAT})
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -241,7 +256,13 @@ def test_without_a_list_of_keys_nothing_is_permitted_and_nothing_is_told(owner: 
         b'{"model": 5}',
         b'{"model": "other"}',
         b'{"model": ""}',
-        b'{"vllm_xargs": 3}',
+        b'{"model": "smollm2", "vllm_xargs": 3}',
+        b'{"messages": []}',
+        b'{"model": "smollm2", "use_beam_search": true}',
+        b'{"model": "smollm2", "use_beam_search": "yes"}',
+        b'{"model": "smollm2", "n": 2147483648}',
+        b'{"model": "smollm2", "n": 100001}',
+        b'{"model": "smollm2", "max_tokens": ' + b"9" * 3000 + b"}",
     ],
 )
 def test_a_body_that_can_be_read_in_two_ways_or_in_none_is_refused(owner: Owner, body: bytes) -> None:
@@ -253,9 +274,18 @@ def test_a_refused_body_spends_nothing(owner: Owner) -> None:
     stub = Stub()
     for token in (once, quota):
         bad, good = asked(
-            owner, {"body": b'{"vllm_xargs": 3}', "token": token}, {"body": CHAT, "token": token}, app=stub
+            owner, {"body": CHAT | {"vllm_xargs": 3}, "token": token}, {"body": CHAT, "token": token}, app=stub
         )
         assert (bad.status, good.status) == (400, 200)
+
+
+def test_a_body_that_the_token_is_not_for_is_not_even_parsed(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(content: bytes) -> Any:
+        raise AssertionError("it was parsed")
+
+    monkeypatch.setattr("oml_fast.serving.permission_gate.read_body", read)
+    bound = owner.token(limits=Limits(body_sha256=hashlib.sha256(b"another").hexdigest()))
+    refused(owner, 403, "wrong_request", token=bound)
 
 
 def test_a_large_body_is_refused_before_it_is_read(owner: Owner) -> None:
@@ -263,7 +293,7 @@ def test_a_large_body_is_refused_before_it_is_read(owner: Owner) -> None:
     for given in ({"body": large}, {"pieces": [large[:900], large[900:1800], large[1800:]]}):
         (answer,) = asked(owner, {"token": owner.token(), **given}, max_body_bytes=1024)
         assert (answer.status, answer.code) == (413, "body_too_large")
-    for length in (b"-1", b"1e3", b"", b"9" * 30):
+    for length in (b"-1", b"1e3", b"", b"9" * 30, b"9" * 5000):
         (answer,) = asked(owner, {"token": owner.token(), "pieces": [b"{}"], "headers": [(b"content-length", length)]})
         assert answer.status == 413
 

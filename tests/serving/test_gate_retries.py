@@ -68,6 +68,25 @@ def test_a_retry_does_not_wait_for_ever(owner: Owner, monkeypatch: pytest.Monkey
     asyncio.run(ask())
 
 
+def test_only_so_many_retries_wait_at_once(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oml_fast.serving.permission_gate.MOST_WAITING", 3)
+
+    async def ask() -> None:
+        stub = Stub(going=asyncio.Event())
+        once = owner.token(use="once")
+        async with running(owner, stub) as gate:
+            tries = [asyncio.create_task(request(gate, body=CHAT, token=once)) for _ in range(6)]
+            await asyncio.sleep(0.3)
+            refused = [task.result() for task in tries if task.done()]
+            assert [answer.code for answer in refused] == ["in_progress"] * 2
+            assert stub.going is not None
+            stub.going.set()
+            answers = await asyncio.gather(*tries)
+        assert sorted(answer.status for answer in answers) == [200] * 4 + [409] * 2
+
+    asyncio.run(ask())
+
+
 def test_the_answer_is_made_and_kept_though_the_client_went_away(owner: Owner) -> None:
     """At the first message already, before the body of the answer."""
 

@@ -16,7 +16,8 @@ from oml_fast.errors import BackendUnavailableError, InvalidArgumentError
 from oml_fast.serving.gate_settings import read_gate_settings
 from oml_fast.serving.serve import GATE, served_names, vllm_command
 
-ENDING = ["--enable-force-include-usage", "--middleware", GATE]
+ENDING = ["--middleware", GATE]
+USAGE = "--enable-force-include-usage"
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_all_other_options_pass_through_and_the_gate_comes_last(program: str) -> None:
     options = ["--port", "8001", "--middleware", "mine.Own", "-O3", "--max-model-len=512", "--root-path", "/a"]
-    assert vllm_command("folder", options) == [program, "serve", "folder", *options, *ENDING]
+    assert vllm_command("folder", options) == [program, "serve", "folder", USAGE, *options, *ENDING]
 
 
 @pytest.mark.parametrize(
@@ -60,23 +61,33 @@ def test_it_is_refused_in_vllms_configuration_too(program: str, tmp_path: Path, 
     path = tmp_path / "vllm.yaml"
     options = [part.replace("{}", str(path)) for part in given]
     path.write_text("port: 8001\ngrpc: false\n")
-    assert vllm_command("folder", options)[3:-3] == options
-    path.write_text("port: 8001\napi_key: secret\n")
-    with pytest.raises(InvalidArgumentError, match="--api-key"):
+    assert vllm_command("folder", options)[4:-2] == options
+    for text in ("port: 8001\napi_key: secret\n", "api-key: 0\n", "api-key: [a]\n"):
+        path.write_text(text)
+        with pytest.raises(InvalidArgumentError, match="--api-key"):
+            vllm_command("folder", options)
+    path.write_text('served-model-name: ["a", "--grpc"]\n')
+    with pytest.raises(InvalidArgumentError, match="--grpc"):
         vllm_command("folder", options)
     with pytest.raises(InvalidArgumentError, match="cannot read the configuration"):
         vllm_command("folder", ["--config", str(tmp_path / "missing.yaml")])
 
 
-@pytest.mark.parametrize(("name", "value"), [("VLLM_USE_RUST_FRONTEND", "1"), ("VLLM_API_KEY", "secret")])
+@pytest.mark.parametrize("name", ["VLLM_USE_RUST_FRONTEND", "VLLM_API_KEY", "CUSTOM_FASTAPI_MIDDLEWARE_THROTTLE"])
 def test_variables_that_go_around_the_gate_are_refused(
-    program: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    program: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv(name, "0" if value == "1" else "")
+    if name.startswith("VLLM"):
+        monkeypatch.setenv(name, "0")
     assert vllm_command("folder", [])
-    monkeypatch.setenv(name, value)
+    monkeypatch.setenv(name, "1")
     with pytest.raises(InvalidArgumentError, match=f"{name} is set, .* unset it"):
         vllm_command("folder", [])
+
+
+def test_an_option_in_the_place_of_the_model_is_refused(program: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="--grpc is no model"):
+        vllm_command("--grpc", ["folder"])
 
 
 def test_without_vllm_it_says_how_to_get_it(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +141,7 @@ def test_it_writes_the_settings_and_becomes_vllm(owner: Owner, started: list[Any
     ((path, command, environment),) = started
     assert (path, command) == (
         program,
-        [program, "serve", "folder", "--port", "8001", "--served-model-name", "small", *ENDING],
+        [program, "serve", "folder", USAGE, "--port", "8001", "--served-model-name", "small", *ENDING],
     )
     settings = owner.folder / "permission-gate.yaml"
     assert environment["OML_FAST_PERMISSIONS"] == str(settings)
@@ -156,6 +167,15 @@ def test_settings_of_ones_own_are_taken(owner: Owner, started: list[Any]) -> Non
     own = (owner.folder / "permission-gate.yaml").rename(owner.folder / "own.yaml")
     assert main(["serve", "--settings", str(own), "folder"]) == 0
     assert started[1][2]["OML_FAST_PERMISSIONS"] == str(own)
+
+
+def test_vllms_configuration_is_passed_on_and_ours_is_read(owner: Owner, started: list[Any], program: str) -> None:
+    for name, text in (("vllm.yaml", "port: 8001\n"), ("ours.yaml", f"model-digest: {MODEL}\n")):
+        (owner.folder / name).write_text(text)
+    theirs = ["--config", str(owner.folder / "vllm.yaml")]
+    assert serve(owner, "--config", str(owner.folder / "ours.yaml"), after=theirs) == 0
+    assert serve(owner, "--model-digest", MODEL, after=theirs) == 0
+    assert [command for _, command, _ in started] == [[program, "serve", "folder", USAGE, *theirs, *ENDING]] * 2
 
 
 @pytest.mark.parametrize(
