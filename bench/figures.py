@@ -20,7 +20,7 @@ ORDER = (
     *("perinucleus", "generate", "embed", "drift_raw", "drift_raw_chat", "capacity", "ablations"),
     *("verify", "endpoint"),
     *("keys_to_verdict", "error_rates"),
-    *("utility", "robustness", "startup"),
+    *("utility", "robustness", "permission", "startup"),
 )
 # What README.md shows of each result: figures, or their settings, with one of these in them.
 HEADLINES = {

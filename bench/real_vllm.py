@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 NAME = "suspect"
@@ -46,13 +46,14 @@ def keep_in_process(threads: int) -> None:
 
 
 @contextlib.contextmanager
-def served(folder: str | Path) -> Iterator[tuple[str, int]]:
-    """`vllm serve` of a model on loopback: its URL up to /v1, and its process id."""
+def served(folder: str | Path, program: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+    """`vllm serve`, or what `program` starts instead, of a model on loopback: its URL up to /v1, and its process id."""
     settle()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(folder), "--host", "127.0.0.1", "--port", port]
+    program = program or [str(Path(sys.executable).with_name("vllm")), "serve"]
+    command = [*program, str(folder), "--host", "127.0.0.1", "--port", port]
     with tempfile.TemporaryDirectory() as logs:
         log = Path(logs) / "log"
         with log.open("w") as output:

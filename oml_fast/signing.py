@@ -209,7 +209,7 @@ def canonical_json(value: Any) -> bytes:
 def parse_json(text: str, what: str) -> Any:
     """Read JSON strictly: no name twice in an object, no NaN, no infinity (InvalidArgumentError that names `what`)."""
     try:
-        return json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite)
+        return _READER.decode(text)
     except _Refused as error:
         raise InvalidArgumentError(f"{what}: {error}. Ask for the original.") from error
     except json.JSONDecodeError as error:
@@ -313,3 +313,6 @@ def _finite(text: str) -> float:
     if abs(value := float(text)) == float("inf"):
         raise _Refused(f"the number {text[:40]} is too large")
     return value
+
+
+_READER = json.JSONDecoder(object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite)

@@ -62,7 +62,7 @@ def issue(
         "iat": issued,
         "nbf": start,
         "exp": max(issued, start) + (LIFETIMES[use] if lifetime is None else lifetime),
-        "jti": secrets.token_urlsafe(16) if nonce is None else nonce,
+        "jti": secrets.token_hex(16) if nonce is None else nonce,
         "use": use,
     }
     if limits is not None and (limited := limits.claims()):

@@ -1,14 +1,17 @@
 """Processes that spend the same nonces, lease the same quota, or are killed. A script, for it forks: it has no threads.
 
-    racing.py spend PLACE   PROCESSES try to spend NONCES nonces, each in an order of its own
-    racing.py lease PLACE   PROCESSES lease, use and give back one quota until it is used up
-    racing.py kill PLACE    VICTIMS, one after another, spend nonces and are killed
+    racing.py spend PLACE NONCES   PROCESSES try to spend all nonces, each in an order of its own
+    racing.py crash PLACE NONCES   the same, but some of them are killed at work, and others take their places
+    racing.py lease PLACE          PROCESSES lease, use and give back one quota until it is used up
+    racing.py kill PLACE           VICTIMS, one after another, spend nonces and are killed
 
-Each prints one line of JSON: what every process had, or said before its end.
+Each prints one line of JSON: what every process had, or said before its end. All of them have ended by then: whoever
+reads the output to its end has waited for the last of them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -16,6 +19,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import closing
 from multiprocessing.synchronize import Barrier
@@ -26,18 +30,24 @@ from oml_fast.errors import QuotaExceeded, ReplayedNonce
 from oml_fast.permission import Amount, Limits, Nonce
 
 PROCESSES = 8
-NONCES = 400
 VICTIMS = 12
+CRASHES = (0.05, 0.2, 0.35, 0.5)  # a process is killed when so much of the nonces is spent
+RECORD = 32  # bytes: a page of them is few, so that nobody is far ahead of what was told
 LIMITS = Limits(requests=1000, output_tokens=20_000)
 
 
 def race(place: str, what: Callable[[str, int, Barrier], list[int]]) -> None:
     context = multiprocessing.get_context("fork")
     ready, said = context.Barrier(PROCESSES), context.SimpleQueue()
-    workers = [
-        context.Process(target=lambda number=number: said.put(what(place, number, ready)))
-        for number in range(PROCESSES)
-    ]
+
+    def work(number: int) -> None:
+        had: list[int] = []
+        try:
+            had = what(place, number, ready)
+        finally:
+            said.put(had)  # in any case, for somebody waits; an error is printed by the process
+
+    workers = [context.Process(target=work, args=(number,)) for number in range(PROCESSES)]
     for worker in workers:
         worker.start()
     print(json.dumps([said.get() for _ in workers]))
@@ -46,17 +56,55 @@ def race(place: str, what: Callable[[str, int, Barrier], list[int]]) -> None:
 
 
 def spend(place: str, worker: int, ready: Barrier) -> list[int]:
-    order = random.Random(worker).sample(range(NONCES), NONCES)  # noqa: S311
-    won = []
+    won: list[int] = []
     ready.wait(timeout=60)
+    spend_all(place, int(sys.argv[3]), worker, won.append)
+    return won
+
+
+def spend_all(place: str, nonces: int, seed: int, won: Callable[[int], object]) -> None:
+    """Try to spend all nonces, in an order of its own, and tell of each that was spent, once it is."""
+    order = random.Random(seed).sample(range(nonces), nonces)  # noqa: S311
     with closing(opened(place, now=NOW - 500)) as store:
         for number in order:
             try:
                 store.spend(Nonce("Acme", str(number), NOW, NOW + 1000), None, NOW, 10.0)
-                won.append(number)
             except ReplayedNonce:
                 continue
-    return won
+            won(number)
+
+
+def crash(place: str, nonces: int) -> None:
+    """Each process tells of a nonce as soon as it has it; those that are killed are followed by others."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+
+    def begin(seed: int) -> int:
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            try:
+                spend_all(place, nonces, seed, lambda number: os.write(writer, number.to_bytes(RECORD, "big")))
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        return child
+
+    children = [begin(seed) for seed in range(PROCESSES)]
+    told, ended = [], []
+    for share in CRASHES:
+        while len(told) < share * nonces:
+            told.append(int.from_bytes(os.read(reader, RECORD), "big"))
+        victim = children.pop(0)
+        os.kill(victim, signal.SIGKILL)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]))
+        children.append(begin(PROCESSES + len(ended)))
+    os.close(writer)
+    while record := os.read(reader, RECORD):
+        told.append(int.from_bytes(record, "big"))
+    ended += [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(json.dumps([told, ended]))
 
 
 def lease(place: str, worker: int, ready: Barrier) -> list[int]:
@@ -105,5 +153,7 @@ def kill(place: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "kill":
         kill(sys.argv[2])
+    elif sys.argv[1] == "crash":
+        crash(sys.argv[2], int(sys.argv[3]))
     else:
         race(sys.argv[2], {"spend": spend, "lease": lease}[sys.argv[1]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -107,8 +108,10 @@ def test_a_kept_session_needs_no_thread() -> None:
         await asynchronous.admit(text, now=NOW)
         asynchronous._threads.shutdown()
         admissions = [await asynchronous.admit(text, now=NOW) for _ in range(20)]
-        for admission in admissions:
+        for admission in admissions[:10]:
             await asynchronous.finish(admission, now=NOW)
+        for admission in admissions[10:]:
+            await asynchronous.abort(admission, now=NOW)
 
     run(use)
 
@@ -164,7 +167,7 @@ def test_who_goes_away_while_waiting_takes_nothing() -> None:
         waiting = asyncio.create_task(asynchronous.admit(token(limits=Limits(requests=100)), now=NOW))
         await asyncio.sleep(0.03)
         waiting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError):
             await waiting
         await asyncio.sleep(0.2)
         await asynchronous.close()
@@ -190,3 +193,121 @@ def test_an_end_is_recorded_even_if_nobody_waits_for_it() -> None:
         await asynchronous.close()
 
     run(use)
+
+
+def test_the_ends_of_sessions_are_settled() -> None:
+    store = SlowStore(0.0)
+
+    async def use() -> None:
+        asynchronous, text = AsyncChecker(checker(store)), token(limits=Limits(100, 1000))
+        first = await asynchronous.admit(text, request=Request(output_tokens=50), now=NOW)
+        second = await asynchronous.admit(text, request=Request(output_tokens=50), now=NOW)
+        await asynchronous.finish(first, 7, now=NOW)
+        await asynchronous.finish(await asynchronous.admit(text, request=Request(output_tokens=50), now=NOW), now=NOW)
+        await asynchronous.abort(second, now=NOW)
+        await asynchronous.tend()
+        assert used(store).taken == Amount(2, 7)  # what was idle for years by now went back
+        await asynchronous.close()
+        with pytest.raises(RuntimeError):
+            asynchronous._threads.submit(print)
+
+    run(use)
+
+
+def test_the_ends_of_single_uses_are_told() -> None:
+    store = SlowStore(0.0)
+
+    async def use() -> None:
+        asynchronous, request = AsyncChecker(checker(store)), Request(body_sha256=BODY)
+        for end in (asynchronous.finish, asynchronous.abort):
+            text = token(use="once")
+            before = len(store.threads)
+            admission = await asynchronous.admit(text, request=request, now=NOW)
+            await end(admission, now=NOW)
+            assert (await asynchronous.admit(text, request=request, now=NOW)).earlier == Earlier("finished")
+            assert threading.get_ident() not in store.threads
+            assert len(store.threads) == max(1, before)
+        await asynchronous.close()
+
+    run(use)
+
+
+def test_both_parts_on_the_loop(tmp_path: Path) -> None:
+    path, times = tmp_path / "keys", [0.0]
+    path.write_text(key_list().signed(OWNER, NOW))
+    store = SqliteStore(tmp_path / "store", now=NOW - 500)
+    keys = KeyFile(path, OWNER.verification_key, store, monotonic=lambda: times[0])
+
+    async def use() -> None:
+        asynchronous = AsyncChecker(Checker(keys, MODEL, store, now=NOW))
+        for given in ({"use": "once"}, {"limits": Limits(requests=50)}, {}):
+            text, request = token(**given), Request(body_sha256=BODY)
+            permission = await asynchronous.identify(text, now=NOW)
+            assert permission.nonce
+            times[0] += 1.0  # the list must be looked at, which the loop does not do
+            assert await asynchronous.identify(text, path="/v1/a", now=NOW) == permission
+            times[0] += 1.0
+            admission = await asynchronous.take(permission, request=request, now=NOW)
+            assert admission.permission == permission
+            again = await asynchronous.take(permission, request=request, now=NOW)
+            assert (again.earlier is None) == (permission.use == "session")
+            await asynchronous.finish(admission, now=NOW)
+        asynchronous._threads.shutdown()
+        assert await asynchronous.identify(token(), now=NOW)  # a new token needs no thread, nor does a session
+        assert await asynchronous.take(permission, now=NOW)
+        with pytest.raises(RuntimeError):
+            await asynchronous.take(await asynchronous.identify(token(use="once"), now=NOW), now=NOW)
+
+    run(use)
+    store.close()
+
+
+def test_what_is_taken_for_nobody_goes_back() -> None:
+    store = SlowStore(0.15)
+
+    async def use() -> None:
+        asynchronous = AsyncChecker(checker(store), timeout=0.05)
+        permission = await asynchronous.identify(token(limits=Limits(requests=100)), now=NOW)
+        with pytest.raises(StoreUnavailableError):
+            await asynchronous.take(permission, now=NOW)
+        await asyncio.sleep(0.4)
+        store.seconds = 0.0
+        await asynchronous.close()
+        assert used(store).taken == Amount()
+
+    run(use)
+
+
+def test_a_failure_that_nobody_waits_for_is_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    class FailingStore(SlowStore):
+        def lease(self, nonce: Nonce, limits: Limits, need: Amount, now: float) -> Amount:
+            self._wait()
+            raise StoreUnavailableError("gone.")
+
+    async def use() -> None:
+        asynchronous = AsyncChecker(checker(FailingStore(0.1)), timeout=0.03)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError, match="within"):
+                await asynchronous.admit(token(limits=Limits(requests=100)), now=NOW)
+        await asyncio.sleep(0.3)
+        gc.collect()
+        await asyncio.sleep(0)
+        await asynchronous.close()
+
+    run(use)
+    gc.collect()
+    assert caplog.records == []
+
+
+def test_a_call_that_outlives_its_loop_is_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    store = SlowStore(0.1)
+    asynchronous = AsyncChecker(checker(store), timeout=0.03)
+
+    async def use() -> None:
+        with pytest.raises(StoreUnavailableError):
+            await asynchronous.admit(token(limits=Limits(requests=100)), now=NOW)
+
+    run(use)
+    asynchronous._threads.shutdown(wait=True)
+    assert len(store.threads) == 1
+    assert caplog.records == []
