@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from ..errors import PermissionUnavailableError, StoreUnavailableError
 from .checking import Admission, Checker
 from .permission import Permission, Request
+from .threads import Call, Threads
 
 SECONDS_TO_WAIT = 5.0
 _REQUEST = Request()
@@ -25,7 +25,7 @@ class AsyncChecker:
 
     def __init__(self, checker: Checker, *, threads: int = 1, timeout: float = SECONDS_TO_WAIT) -> None:
         self._checker = checker
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="oml-fast-permission")
+        self._threads = Threads(threads)
         self._timeout = timeout
 
     async def admit(self, token: str, *, request: Request = _REQUEST, now: float | None = None) -> Admission:
@@ -74,48 +74,37 @@ class AsyncChecker:
         try:
             await self._run(self._checker.close)
         finally:
-            self._threads.shutdown(wait=False)
+            self._threads.close()
 
-    async def _run(self, call: Callable[[], T], given_up: Callable[[T], None] | None = None) -> T:
+    async def _run(self, work: Callable[[], T], given_up: Callable[[T], None] | None = None) -> T:
         """Run in a thread. Nobody waits for it any more: it runs to its end, and `given_up` gets what it returns."""
         loop = asyncio.get_running_loop()
-        ended = loop.create_future()  # nothing cancels the call itself, and this takes half of what a shield would
-        done = self._threads.submit(call)
-        done.add_done_callback(lambda _: _tell(loop, ended))
-        timer = loop.call_later(self._timeout, _end, ended)
+        call = Call(work, loop, loop.create_future(), given_up)
+        self._threads.submit(call)
+        timer = loop.call_later(self._timeout, call.end)
         try:
-            await ended
+            await call.ended
         except asyncio.CancelledError:
-            self._leave(done, given_up)
+            self._leave(call)
             raise
         finally:
             timer.cancel()
-        if not done.done():
-            self._leave(done, given_up)
+        if not call.done:
+            self._leave(call)
             raise StoreUnavailableError(f"the store did not answer within {self._timeout:g} seconds.")
-        return done.result()
+        if call.error is None:
+            return cast(T, call.result)
+        try:
+            raise call.error
+        finally:
+            del call  # it holds the error, whose traceback holds this frame
 
-    def _leave(self, done: Future[T], given_up: Callable[[T], None] | None) -> None:
-        if given_up is not None:
-            done.add_done_callback(lambda future: self._give_up(future, given_up))
-
-    def _give_up(self, done: Future[T], given_up: Callable[[T], None]) -> None:
-        """In a thread again, for this one may be the loop's."""
-        if not done.cancelled() and done.exception() is None:
+    def _leave(self, call: Call[T]) -> None:
+        """Nobody waits any more: what it returned, or will return, is given up, in a thread."""
+        if call.leave():
             with contextlib.suppress(RuntimeError):  # the threads have ended, and the leases were given back
-                self._threads.submit(given_up, done.result())
+                self._threads.submit(call)
 
     def _given_up(self, admission: Admission) -> None:
         with contextlib.suppress(PermissionUnavailableError):
             self._checker.abort(admission)
-
-
-def _tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
-    """From another thread, or this one."""
-    with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
-        loop.call_soon_threadsafe(_end, ended)
-
-
-def _end(ended: asyncio.Future[None]) -> None:
-    if not ended.done():
-        ended.set_result(None)

@@ -106,7 +106,7 @@ def test_a_kept_session_needs_no_thread() -> None:
         asynchronous = AsyncChecker(checker(store))
         text = token(limits=Limits(requests=1000))
         await asynchronous.admit(text, now=NOW)
-        asynchronous._threads.shutdown()
+        asynchronous._threads.close()
         admissions = [await asynchronous.admit(text, now=NOW) for _ in range(20)]
         for admission in admissions[:10]:
             await asynchronous.finish(admission, now=NOW)
@@ -209,7 +209,7 @@ def test_the_ends_of_sessions_are_settled() -> None:
         assert used(store).taken == Amount(2, 7)  # what was idle for years by now went back
         await asynchronous.close()
         with pytest.raises(RuntimeError):
-            asynchronous._threads.submit(print)
+            await asynchronous.tend()
 
     run(use)
 
@@ -252,7 +252,7 @@ def test_both_parts_on_the_loop(tmp_path: Path) -> None:
             again = await asynchronous.take(permission, request=request, now=NOW)
             assert (again.earlier is None) == (permission.use == "session")
             await asynchronous.finish(admission, now=NOW)
-        asynchronous._threads.shutdown()
+        asynchronous._threads.close()
         assert await asynchronous.identify(token(), now=NOW)  # a new token needs no thread, nor does a session
         assert await asynchronous.take(permission, now=NOW)
         with pytest.raises(RuntimeError):
@@ -308,6 +308,7 @@ def test_a_call_that_outlives_its_loop_is_no_noise(caplog: pytest.LogCaptureFixt
             await asynchronous.admit(token(limits=Limits(requests=100)), now=NOW)
 
     run(use)
-    asynchronous._threads.shutdown(wait=True)
+    asynchronous._threads.close()
+    time.sleep(0.2)
     assert len(store.threads) == 1
     assert caplog.records == []
