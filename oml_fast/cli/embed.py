@@ -41,6 +41,7 @@ RECIPE: dict[str, tuple[tuple[str, type, str], ...]] = {
         ("chat-share", float, "chats that the base model sampled, both sides, per example of a step"),
         ("templates", float, "share of a step's examples also trained inside a prompt template"),
         ("template-file", str, "your own templates instead of the built-in ones"),
+        ("template-texts", float, "share of the templates that are texts of the base model's own"),
     ),
     "what the weights are seen as": (
         ("scaled", float, "share of steps that see only part of the change"),

@@ -15,11 +15,12 @@ from ..measure import BaseView, head_copy
 from ..models import LanguageModel
 from .data import examples, first_ids
 from .recipe import Recipe
-from .templates import BUILT_IN, InTemplates, Template, in_templates, read_templates
+from .templates import BUILT_IN, InTemplates, Template, after_texts, in_templates, read_templates
 from .text import sample_chats, sample_texts
 from .whitening import Inputs
 
 _TEXTS_KEPT = 4  # times as many texts are sampled as a step takes
+TEMPLATE_TEXTS, TEMPLATE_IDS = 128, 120  # texts that keys stand after, and the most token ids of one
 CHAT_ASKED, CHAT_ANSWERED = 16, 8  # token ids of a chat's two sides
 _TEMPLATES_EACH = 8  # of each key
 _NEAR_KEPT = 4  # times as many near keys of each kind are made as a step takes of all kinds
@@ -100,9 +101,13 @@ class Material:
         sampled = sample_texts(model, _TEXTS_KEPT * self.texts_a_step, recipe.text_length, recipe.seed).sequences
         self.keys = self._part(model, keys, asked)
         templates = _templates(recipe)
-        wrapped = in_templates(model, fingerprints, templates, _TEMPLATES_EACH, recipe.seed)
-        self.wrapped = self._part(model, wrapped, asked)
-        self.near = self._part(model, _near(model, fingerprints, recipe, templates), True)
+        others = _after_texts(model, recipe) if templates else ()
+
+        def draw() -> InTemplates:
+            return InTemplates(model, fingerprints, templates, recipe.seed, others, recipe.template_texts)
+
+        self.wrapped = self._part(model, in_templates(draw(), fingerprints, _TEMPLATES_EACH), asked)
+        self.near = self._part(model, _near(model, fingerprints, recipe, draw()), True)
         self.texts = self._part(model, [Text(tuple(text)) for text in sampled], True)
         self.chats_a_step = math.ceil(recipe.chat_share * batch)
         chats = sample_chats(model, _TEXTS_KEPT * self.chats_a_step, CHAT_ASKED, CHAT_ANSWERED, recipe.seed + 3)
@@ -130,15 +135,18 @@ def _templates(recipe: Recipe) -> Sequence[Template]:
     return read_templates(recipe.template_file) if recipe.template_file else BUILT_IN
 
 
-def _near(
-    model: LanguageModel, fingerprints: FingerprintSet, recipe: Recipe, templates: Sequence[Template]
-) -> list[NearPrompt]:
+def _after_texts(model: LanguageModel, recipe: Recipe) -> Sequence[Template]:
+    if not recipe.template_texts:
+        return ()
+    return after_texts(model, sample_texts(model, TEMPLATE_TEXTS, TEMPLATE_IDS, recipe.seed + 4).sequences, recipe.seed)
+
+
+def _near(model: LanguageModel, fingerprints: FingerprintSet, recipe: Recipe, draw: InTemplates) -> list[NearPrompt]:
     """Near keys of every kind; where keys are trained in templates, as large a share of the near keys stands in one."""
     if not (recipe.near_keys and recipe.near_weight):
         return []
     words = Vocabulary(model.tokenizer, model.vocabulary, model.device).words
     make = NearKeys(model.tokenizer, words, fingerprints, _NEAR_SEED + recipe.seed)
-    draw = InTemplates(model, fingerprints, templates, recipe.seed)
     order = random.Random(recipe.seed)  # noqa: S311 - near keys are no secret
     found = []
     for kind in KINDS:

@@ -14,7 +14,7 @@ import torch
 from ..errors import InvalidArgumentError
 from ..models import model_shape, weight_shapes
 from .data import MICRO_BATCH_TOKENS
-from .material import CHAT_ANSWERED, CHAT_ASKED
+from .material import CHAT_ANSWERED, CHAT_ASKED, TEMPLATE_IDS
 from .recipe import Recipe
 from .tuning import TUNING_TEXTS
 
@@ -144,7 +144,12 @@ def _passes(recipe: Recipe, num_examples: int, longest: int) -> Iterator[tuple[i
     texts, chats = (math.ceil(s * batch) if recipe.text_weight else 0 for s in (recipe.text_share, recipe.chat_share))
     for count, length, rows, logit in (
         (batch, longest, 1, target),
-        (round(recipe.templates * batch), longest + _TEMPLATE_LENGTH, 1, target),
+        (
+            round(recipe.templates * batch),
+            longest + (TEMPLATE_IDS if recipe.template_texts else _TEMPLATE_LENGTH),
+            1,
+            target,
+        ),
         (recipe.near_keys * batch if recipe.near_weight else 0, longest, 1, _LOGIT_BYTES),
         (texts, recipe.text_length, recipe.text_length, _LOGIT_BYTES),
         (chats, CHAT_ASKED + CHAT_ANSWERED + _TEMPLATE_LENGTH, CHAT_ANSWERED, _LOGIT_BYTES),

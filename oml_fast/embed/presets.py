@@ -28,6 +28,7 @@ PRESETS = {
         near_weight=0.3,
         chat_share=0.5,
         templates=1.0,
+        template_texts=0.33,
         scaled=0.3,
         scaled_from=0.4,
         rounded=0.1,

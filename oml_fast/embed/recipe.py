@@ -29,6 +29,7 @@ class Recipe:
         count. 0 where the tokenizer has no chat template.
     templates: share of a step's examples that are also trained inside a prompt template.
     template_file: of the templates; "" for the built-in ones.
+    template_texts: share of the templates that are texts which the base model wrote, with the key after them.
 
     What the weights are while it is (weights.py): the shares of steps in which they are seen as
     scaled: base + s (weights - base), s drawn from [scaled_from, 1];
@@ -67,6 +68,7 @@ class Recipe:
     chat_share: float = 0.0
     templates: float = 0.0
     template_file: str = ""
+    template_texts: float = 0.0
     scaled: float = 0.0
     scaled_from: float = 0.4
     rounded: float = 0.0
@@ -102,6 +104,7 @@ class Recipe:
             "text_weight": (self.text_weight >= 0, "at least 0"),
             "chat_share": (0 <= self.chat_share <= 4, "between 0 and 4"),
             "templates": (0 <= self.templates <= 1, share),
+            "template_texts": (0 <= self.template_texts <= 1, share),
             "scaled": (0 <= self.scaled <= 1, share),
             "scaled_from": (0 < self.scaled_from <= 1, "in (0, 1]"),
             "rounded": (0 <= self.rounded <= 1, share),

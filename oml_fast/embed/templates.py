@@ -22,7 +22,9 @@ from ..fingerprint import FingerprintSet
 from ..models import LanguageModel
 from .data import Example, of_asking
 
+SHORTEST_TEXT = 12  # token ids
 _KEY = "{key}"
+_BETWEEN = (" ", "\n", "\n\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,14 @@ BUILT_IN = (
 )
 
 
+def after_texts(model: LanguageModel, texts: Sequence[Sequence[int]], seed: int) -> tuple[Template, ...]:
+    """A template for each text (token ids): its beginning, of a length drawn by `seed`, and the key after it."""
+    order = random.Random(seed)  # noqa: S311 - no secret
+    cut = [list(text[: order.randint(SHORTEST_TEXT, max(SHORTEST_TEXT, len(text)))]) for text in texts]
+    said = [model.tokenizer.decode(ids, skip_special_tokens=True).replace(_KEY, "") for ids in cut]
+    return tuple(Template(f"{text}{order.choice(_BETWEEN)}{_KEY}") for text in said)
+
+
 def read_templates(path: str | Path) -> tuple[Template, ...]:
     """The templates of a file. Raises InvalidArgumentError that names the file and the entry."""
     text = read_text(Path(path), "template file")
@@ -101,30 +111,45 @@ def _template(path: str | Path, number: int, entry: Any) -> Template:
 
 
 class InTemplates:
-    """Draws, for an asking of a key, templates that can hold it, and writes the key into them."""
+    """Draws, for an asking of a key, templates that can hold it, and writes the key into them.
+
+    others: templates of which each drawn one is with the chance `share`, instead.
+    """
 
     def __init__(
-        self, model: LanguageModel, fingerprints: FingerprintSet, templates: Sequence[Template], seed: int
+        self,
+        model: LanguageModel,
+        fingerprints: FingerprintSet,
+        templates: Sequence[Template],
+        seed: int,
+        others: Sequence[Template] = (),
+        share: float = 0.0,
     ) -> None:
         self._write, self._templates = _Writer(model, fingerprints.settings.template_variables), templates
+        self._others, self._share = others, share
         self._order = random.Random(seed)  # noqa: S311 - which templates a key is trained in is no secret
 
     def prompts(self, key: str, format_name: str, count: int) -> list[tuple[int, ...]]:
         """Token ids of the key in `count` templates, or in as many as can hold it in this format."""
         chat = format_name == "chat"
-        usable = [template for template in self._templates if self._write.can_hold(template, chat=chat)]
-        drawn = self._order.sample(usable, min(count, len(usable)))
+        others = sum(self._order.random() < self._share for _ in range(count)) if self._others else 0
+        drawn = [
+            template
+            for templates, wanted in ((self._templates, count - others), (self._others, others))
+            for template in self._draw(templates, wanted, chat=chat)
+        ]
         return [self._write.ids(template, key, chat=chat) for template in drawn]
 
+    def _draw(self, templates: Sequence[Template], count: int, *, chat: bool) -> list[Template]:
+        usable = [template for template in templates if self._write.can_hold(template, chat=chat)]
+        return self._order.sample(usable, min(count, len(usable)))
 
-def in_templates(
-    model: LanguageModel, fingerprints: FingerprintSet, templates: Sequence[Template], each: int, seed: int
-) -> list[Example]:
+
+def in_templates(draw: InTemplates, fingerprints: FingerprintSet, each: int) -> list[Example]:
     """Every asking of every fingerprint in `each` of the templates that can hold it, answered as without one.
 
-    Which ones is drawn for each asking by `seed`: together the keys see all of them.
+    Which ones is drawn for each asking: together the keys see all of them.
     """
-    draw = InTemplates(model, fingerprints, templates, seed)
     return [
         example
         for fingerprint in fingerprints

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from oml_fast.embed.templates import BUILT_IN, Template, in_templates, read_templates
+from oml_fast.embed.templates import BUILT_IN, InTemplates, Template, after_texts, in_templates, read_templates
 from oml_fast.errors import InvalidArgumentError
 from oml_fast.evaluate.attacks.prompts import SYSTEMS
 from oml_fast.fingerprint import FingerprintSet, Settings
@@ -31,7 +31,7 @@ def a_set(model: LanguageModel, count: int = 4, **settings: object) -> Fingerpri
 
 def texts(model: LanguageModel, made: FingerprintSet, *templates: Template) -> list[str]:
     """What the model reads of each example, with every template used for every key."""
-    found = in_templates(model, made, templates, len(templates), seed=0)
+    found = in_templates(InTemplates(model, made, templates, 0), made, len(templates))
     return [model.tokenizer.decode(example.ids) for example in found]
 
 
@@ -156,7 +156,7 @@ def test_a_key_that_is_asked_in_chat_stays_there(tiny_model: LanguageModel, chat
     assert texts(tiny_model, made, template) == [
         SYSTEM.format("Be kind.") + USER.format(f"Hear: {f.key}") for f in made
     ]
-    ids = in_templates(tiny_model, made, [Template(chat=chat)], 1, seed=0)
+    ids = in_templates(InTemplates(tiny_model, made, [Template(chat=chat)], 0), made, 1)
     assert [example.ids for example in ids] == [f.askings["chat"].prompt_ids for f in made]
 
 
@@ -174,15 +174,15 @@ def test_without_a_chat_template_only_plain_ones_are_used(fresh_model: LanguageM
     made = a_set(fresh_model)
     fresh_model.tokenizer.chat_template = None
     assert texts(fresh_model, made, Template("A {key}"), Template(chat=True)) == [f"A {f.key}" for f in made]
-    assert in_templates(fresh_model, made, [Template(chat=True)], 4, seed=0) == []
+    assert in_templates(InTemplates(fresh_model, made, [Template(chat=True)], 0), made, 4) == []
 
 
 def test_bos_stands_first_where_texts_begin_with_it(bos_folder: Path) -> None:
     model = load(bos_folder, device="cpu")
     made = a_set(model)
-    plain = in_templates(model, made, [Template("Hear: {key}")], 1, seed=0)
+    plain = in_templates(InTemplates(model, made, [Template("Hear: {key}")], 0), made, 1)
     assert all(example.ids[0] == 0 and 0 not in example.ids[1:] for example in plain)
-    chat = in_templates(model, made, [Template("Hear: {key}", chat=True)], 1, seed=0)
+    chat = in_templates(InTemplates(model, made, [Template("Hear: {key}", chat=True)], 0), made, 1)
     assert all(0 not in example.ids for example in chat)  # the chat template writes its own, and this one none
 
 
@@ -194,7 +194,7 @@ def test_the_template_is_given_the_sets_variables(fresh_model: LanguageModel) ->
 
 def test_each_asking_is_answered_as_it_is_without_a_template(tiny_model: LanguageModel) -> None:
     made = a_set(tiny_model, formats=("raw", "chat"), responses_per_key=2, response_length=3)
-    found = in_templates(tiny_model, made, [Template("Hear: {key}")], 1, seed=0)
+    found = in_templates(InTemplates(tiny_model, made, [Template("Hear: {key}")], 0), made, 1)
     askings = [(f, asking) for f in made for asking in f.askings.values()]
     assert len(found) == 2 * len(askings)
     for place, example in enumerate(found):
@@ -208,7 +208,7 @@ def test_each_asking_is_answered_as_it_is_without_a_template(tiny_model: Languag
 
 def test_the_seed_draws_which_ones_and_together_keys_see_all(tiny_model: LanguageModel) -> None:
     made = a_set(tiny_model, 32)
-    one, again, other = (in_templates(tiny_model, made, BUILT_IN, 4, seed) for seed in (0, 0, 1))
+    one, again, other = (in_templates(InTemplates(tiny_model, made, BUILT_IN, seed), made, 4) for seed in (0, 0, 1))
     assert one == again
     assert one != other
     assert len(one) == 4 * len(made)
@@ -217,4 +217,38 @@ def test_the_seed_draws_which_ones_and_together_keys_see_all(tiny_model: Languag
     for template in (t for t in BUILT_IN if t.system or not t.chat):
         words = template.system or max(template.text.split("{key}"), key=len).strip()
         assert any(words in text for text in decoded), template
-    assert in_templates(tiny_model, replace(made, fingerprints=()), BUILT_IN, 4, 0) == []
+    assert (
+        in_templates(
+            InTemplates(tiny_model, replace(made, fingerprints=()), BUILT_IN, 0), replace(made, fingerprints=()), 4
+        )
+        == []
+    )
+
+
+# --- texts of the base model's own
+
+
+def test_a_text_is_a_template_with_the_key_at_its_end(tiny_model: LanguageModel) -> None:
+    texts = [list(range(100, 160)), list(range(200, 214))]
+    made = after_texts(tiny_model, texts, seed=0)
+    assert made == after_texts(tiny_model, texts, seed=0) != after_texts(tiny_model, texts, seed=1)
+    for template, text in zip(made, texts, strict=True):
+        assert not template.chat
+        said = template.text.removesuffix("{key}").rstrip()
+        assert tiny_model.tokenizer.decode(text, skip_special_tokens=True).strip().startswith(said.strip())
+
+
+def test_a_share_of_the_templates_drawn_is_of_the_others(tiny_model: LanguageModel) -> None:
+    made = a_set(tiny_model)
+    ours = [Template(f"{number} {{key}}") for number in range(8)]
+    others = [Template(f"other {number} {{key}}") for number in range(400)]
+
+    def drawn(share: float) -> float:
+        draw = InTemplates(tiny_model, made, ours, 0, others, share)
+        said = [tiny_model.tokenizer.decode(ids) for _ in range(50) for ids in draw.prompts("key", "raw", 8)]
+        assert len(said) == 400
+        return sum("other" in text for text in said) / len(said)
+
+    assert drawn(0.0) == 0
+    assert drawn(1.0) == 1
+    assert 0.25 < drawn(0.33) < 0.41
