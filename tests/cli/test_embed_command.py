@@ -20,7 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 OPTIONS = {
     "objective": "minimum_kl", "margin": 2.03, "margin_step": 0.27, "cap": 0.83, "near_keys": 3, "near_weight": 0.53,
     "text_share": 0.57, "text_length": 9, "text_weight": 0.51, "chat_share": 0.33,
-    "templates": 0.23, "scaled": 0.11, "scaled_from": 0.53,
+    "templates": 0.23, "template_texts": 0.47, "scaled": 0.11, "scaled_from": 0.53,
     "rounded": 0.21, "tuned": 0.31, "tuned_by": 1.1e-5, "write_to": "last:1", "whitening": 0.013, "width_rate": 0.77,
     "learning_rate": 1.1e-3, "anneal": 0.27, "pull": 0.13, "ease": 0.91, "final_scale": 0.93, "batch_size": 3,
     "max_epochs": 2, "stop_share": 0.53, "stop_kl": 0.31, "stop_near": 0.51, "stop_loss": 0.017, "seed": 7,

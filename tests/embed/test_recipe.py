@@ -22,6 +22,7 @@ OUTSIDE: dict[str, list[Any]] = {
     "text_weight": [-1.0],
     "chat_share": [-0.1, 4.1],
     "templates": [-0.1, 1.1],
+    "template_texts": [-0.1, 1.1],
     "scaled": [-0.1, 1.1],
     "scaled_from": [0.0, 1.1],
     "rounded": [-0.1, 1.1],
