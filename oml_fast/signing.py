@@ -22,6 +22,7 @@ import re
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,24 +60,26 @@ class VerificationKey:
     def pem(self) -> str:
         from cryptography.hazmat.primitives import serialization as s
 
-        return self._public().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo).decode()
+        return _public_key(self.raw).public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo).decode()
 
     def check(self, message: bytes, signature: bytes) -> None:
         """Raise SignatureError unless `signature` (64 bytes) is this key's over `message`."""
         from cryptography.exceptions import InvalidSignature
 
         try:
-            self._public().verify(signature, message)
+            _public_key(self.raw).verify(signature, message)
         except InvalidSignature as error:
             raise SignatureError(
                 f"the signature is not that of the verification key {self.kid} over this content: something in it "
                 "was changed. Ask its owner for the original."
             ) from error
 
-    def _public(self) -> Ed25519PublicKey:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-        return Ed25519PublicKey.from_public_bytes(self.raw)
+@lru_cache(maxsize=64)
+def _public_key(raw: bytes) -> Ed25519PublicKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    return Ed25519PublicKey.from_public_bytes(raw)
 
 
 class SigningKey:

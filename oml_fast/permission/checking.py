@@ -233,9 +233,11 @@ class Checker:
         self, permission: Permission, request: Request, keys: KeyList, now: float, *, wait: bool = True
     ) -> Admission | None:
         """Steps 4 to 9; None where that would wait for the store, and must not."""
+        if permission.use == "once" and not wait and self._store.waits:
+            return None
         self._require_all(permission, keys, request, now)
         if permission.use == "once":
-            return self._spend(permission, request, now) if wait or not self._store.waits else None
+            return self._spend(permission, request, now)
         reserved = _need(permission, request)
         if reserved is not None and not self._leases.take(permission, reserved, now):
             if not wait:

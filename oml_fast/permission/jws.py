@@ -12,8 +12,10 @@ Only then are the bytes between the dots returned, to be parsed.
 from __future__ import annotations
 
 import base64
+import binascii
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from jwt import PyJWS
@@ -24,6 +26,7 @@ from ..signing import SigningKey, VerificationKey, parse_json
 
 ALGORITHM = "EdDSA"
 _PARTS = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]{86})")
+_LAST = {1: "", 2: "AQgw", 3: "AEIMQUYcgkosw048"}  # by a part's length modulo 4: the last characters of an encoder
 
 
 class _Ed25519(Algorithm):
@@ -68,23 +71,18 @@ def read(text: str, typ: str, most: int, key_of: Callable[[str], VerificationKey
     Raises MalformedToken or BadSignature. Neither says anything of what the text holds.
     """
     parts = _PARTS.fullmatch(text) if isinstance(text, str) and len(text) <= most else None
-    if parts is None or not all(_is_canonical(part) for part in parts.groups()):
+    if parts is None:
         raise MalformedToken(f"it is no signed text of three parts and at most {most} characters.")
-    header = parse_object(_decoded(parts[1]), "its header")
-    if set(header) != {"alg", "kid", "typ"} or not isinstance(header["kid"], str):
-        raise MalformedToken("its header does not hold exactly alg, kid and typ.")
-    if header["alg"] != ALGORITHM:
-        raise BadSignature(f"its algorithm is not {ALGORITHM}: there is no other.")
-    if header["typ"] != typ:
-        raise MalformedToken(f"its type is not {typ}.")
-    key = key_of(header["kid"])
+    header, payload, signature = map(_decoded, parts.groups())
+    kid = _kid_in(header, typ)
+    key = key_of(kid)
     if key is None:
         raise BadSignature("its key is not in the owner's list.")
     try:
-        key.check(text[: parts.start(3) - 1].encode("ascii"), _decoded(parts[3]))
+        key.check(text[: parts.start(3) - 1].encode("ascii"), signature)
     except SignatureError as error:
         raise BadSignature("its signature does not hold.") from error
-    return _decoded(parts[2]), header["kid"]
+    return payload, kid
 
 
 def parse_object(content: bytes, what: str) -> dict[str, Any]:
@@ -103,10 +101,22 @@ def encode_bytes(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
-def _is_canonical(part: str) -> bool:
-    """Whether an encoder writes these bytes so: no bit is left over that a decoder would drop."""
-    return len(part) % 4 != 1 and encode_bytes(_decoded(part)) == part
+@lru_cache(maxsize=64)
+def _kid_in(header: bytes, typ: str) -> str:
+    """Steps 2 and 3. All texts that one key signs have one header, so it is parsed once."""
+    value = parse_object(header, "its header")
+    if set(value) != {"alg", "kid", "typ"} or not isinstance(value["kid"], str):
+        raise MalformedToken("its header does not hold exactly alg, kid and typ.")
+    if value["alg"] != ALGORITHM:
+        raise BadSignature(f"its algorithm is not {ALGORITHM}: there is no other.")
+    if value["typ"] != typ:
+        raise MalformedToken(f"its type is not {typ}.")
+    return str(value["kid"])
 
 
 def _decoded(part: str) -> bytes:
-    return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+    """The bytes of a part. MalformedToken where a bit is left over that a decoder would drop."""
+    left = len(part) % 4
+    if left and part[-1] not in _LAST[left]:
+        raise MalformedToken("a part of it is not base64url as an encoder writes it.")
+    return binascii.a2b_base64(part.replace("-", "+").replace("_", "/") + "==")

@@ -52,6 +52,9 @@ class Limits:
         return {name: value for name, value in values.items() if value is not None}
 
 
+_UNLIMITED = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Permission:
     """What a permission token carries. Made by `check`, never by hand."""
@@ -99,7 +102,7 @@ def permission_from_claims(claims: Mapping[str, Any], kid: str) -> Permission:
     """The permission in claims. MalformedToken names the claim that cannot be, never its value."""
     if set(claims) - {"limits"} != _CLAIMS:
         raise MalformedToken(f"its claims are not exactly {', '.join(sorted(_CLAIMS))} and perhaps limits.")
-    issued, start, end = (_time(claims, name) for name in ("iat", "nbf", "exp"))
+    issued, start, end = _time(claims, "iat"), _time(claims, "nbf"), _time(claims, "exp")
     if not issued < end or not start < end:
         raise MalformedToken("it expires before it begins.")
     if end - issued > MAX_LIFETIME:
@@ -117,7 +120,7 @@ def permission_from_claims(claims: Mapping[str, Any], kid: str) -> Permission:
         expires_at=end,
         nonce=claims["jti"],
         use=claims["use"],
-        limits=_limits(claims.get("limits", {})),
+        limits=_limits(claims["limits"]) if "limits" in claims else _UNLIMITED,
         kid=kid,
     )
 

@@ -51,8 +51,8 @@ CREATE TABLE IF NOT EXISTS state (
 );
 """
 _SPEND = (
-    "INSERT INTO nonces (issuer, nonce, body, spent_at, forget_at) VALUES (?, ?, ?, ?, ?) "
-    "ON CONFLICT (issuer, nonce) DO NOTHING"
+    "INSERT INTO nonces (issuer, nonce, body, spent_at, forget_at) SELECT ?, ?, ?, ?, ? FROM state "
+    "WHERE began < ? AND forgotten < ? ON CONFLICT (issuer, nonce) DO NOTHING"  # as `Nonce.require_known` has it
 )
 _SPENT = (
     "SELECT body, spent_at, finished, answer FROM nonces LEFT JOIN answers USING (issuer, nonce) "
@@ -96,10 +96,12 @@ class SqliteStore:
 
     def spend(self, nonce: Nonce, body: str | None, now: float, retry_seconds: float) -> Earlier | None:
         key = (nonce.issuer, nonce.nonce)
+        with self._using() as connection:  # in one statement, not four
+            row = (*key, body, now, nonce.forget_at)
+            if connection.execute(_SPEND, (*row, nonce.issued_at, nonce.forget_at)).rowcount == 1:
+                return None
         with self._writing() as connection:
             self._require_known(connection, nonce)
-            if connection.execute(_SPEND, (*key, body, now, nonce.forget_at)).rowcount == 1:
-                return None
             before, at, finished, answer = connection.execute(_SPENT, key).fetchone()
             if body is None or body != before or not 0 <= now - at <= retry_seconds:
                 raise ReplayedNonce("its nonce is spent.")
@@ -194,14 +196,20 @@ class SqliteStore:
             connection.execute("UPDATE state SET boot = ?", (boot,))
 
     @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for one thread at a time; each statement is a transaction."""
+        with self._lock:
+            try:
+                yield self._ready()
+            except sqlite3.Error as error:
+                raise self._unavailable(error) from error
+
+    @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction under the file's write lock; committed, or as if it had never been."""
         with self._lock:
             try:
-                if self._pid != os.getpid():
-                    self._reopen()
-                self._require_same_file()
-                connection = self._connection
+                connection = self._ready()
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield connection
@@ -212,6 +220,12 @@ class SqliteStore:
                     raise
             except sqlite3.Error as error:
                 raise self._unavailable(error) from error
+
+    def _ready(self) -> sqlite3.Connection:
+        if self._pid != os.getpid():
+            self._reopen()
+        self._require_same_file()
+        return self._connection
 
     def _reopen(self) -> None:
         """After a fork: SQLite's connections belong to the process that made them, and closing one would harm it."""

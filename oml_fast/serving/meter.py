@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 
 from ..errors import InvalidArgumentError, OmlError
 from ..registry import UsageLog, Used
 from .metrics import Metrics
 
 LOG = logging.getLogger("oml_fast.permission_gate")
+Counts = defaultdict[tuple[str, str], Counter[str]]  # by licensee and model: how many of what
 
 
 class Meter:
@@ -21,17 +22,18 @@ class Meter:
         self._log, self._metrics = log, metrics
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._used: Counter[tuple[str, str, str]] = Counter()  # by licensee, model and what is counted
+        self._used: Counts = defaultdict(Counter)
         self._refused: Counter[str] = Counter()
-        self._unrecorded: Counter[tuple[str, str, str]] = Counter()
+        self._unrecorded: Counts = defaultdict(Counter)
         self._failing = False
 
     def add(self, licensee: str, model: str, **counts: int) -> None:
         """A request that was admitted has its end. counts: fields of `registry.Used`; one request is added."""
         with self._lock:
-            self._used[licensee, model, "requests"] += 1
+            used = self._used[licensee, model]
+            used["requests"] += 1
             for what, count in counts.items():
-                self._used[licensee, model, what] += count
+                used[what] += count
 
     def refused(self, code: str) -> None:
         with self._lock:
@@ -41,13 +43,14 @@ class Meter:
         """Hand over what was counted since. What the registry cannot take now is kept, and handed over later."""
         with self._flushing:
             with self._lock:
-                used, self._used = self._used, Counter()
+                used, self._used = self._used, defaultdict(Counter)
                 refused, self._refused = self._refused, Counter()
             if self._metrics is not None:
                 self._metrics.count(_rows(used), refused)
             if self._log is None:
                 return
-            self._unrecorded += used
+            for who, counts in used.items():
+                self._unrecorded[who] += counts
             if self._unrecorded:
                 self._record(self._log, time.time() if now is None else now)
 
@@ -69,13 +72,10 @@ class Meter:
                 LOG.warning("usage is kept in memory, for the registry does not take it: %s", error)
             self._failing = True
             return
-        self._unrecorded = Counter()
+        self._unrecorded.clear()
         self._failing = False
 
 
-def _rows(used: Counter[tuple[str, str, str]]) -> list[Used]:
+def _rows(used: Counts) -> list[Used]:
     """A row for each licensee and model."""
-    found: dict[tuple[str, str], dict[str, int]] = {}
-    for (licensee, model, what), count in used.items():
-        found.setdefault((licensee, model), {})[what] = count
-    return [Used(licensee, model, **counts) for (licensee, model), counts in found.items()]
+    return [Used(licensee, model, **counts) for (licensee, model), counts in used.items()]

@@ -10,6 +10,7 @@ from typing import Any
 from ..permission.stores import MOST_ANSWER_BYTES
 from .answers import Message, Send, kept
 
+_JSON = json.JSONDecoder()
 _LAST_EVENTS = 4  # of a stream: the one with its usage, and the end mark
 
 
@@ -104,7 +105,7 @@ class Watch:
 def _usage_in(content: bytes, *, of_all: bool = False) -> list[dict[str, Any]]:
     """of_all: only where it is the usage of all choices together, which an event without choices has."""
     try:
-        value = json.loads(content)
+        value = _JSON.decode(content.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         return []
     usage = value.get("usage") if isinstance(value, dict) else None
