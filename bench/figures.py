@@ -20,7 +20,7 @@ ORDER = (
     *("perinucleus", "generate", "embed", "drift_raw", "drift_raw_chat", "capacity", "ablations"),
     *("verify", "endpoint"),
     *("keys_to_verdict", "error_rates"),
-    *("utility", "robustness", "permission", "startup"),
+    *("utility", "robustness", "permission", "mutants", "startup"),
 )
 # What README.md shows of each result: figures, or their settings, with one of these in them.
 HEADLINES = {
@@ -34,6 +34,8 @@ HEADLINES = {
     "utility": ("BLiMP, time",),
     "robustness": ("; ours-64", "; ours-256"),
     "capacity": ("harmless-256",),
+    "permission": ("permission check", "request, median", "on a real server"),
+    "mutants": ("killed",),
     "startup": ("import", "--help"),
 }
 PERINUCLEUS_BAR, BARRED_VOCABULARY = 60.0, 128_256
