@@ -46,6 +46,7 @@ NEAREST = {
     "permission": ("forgeries", "tokens", "structures"),
     "sqlite": ("stores", "sqlite", "races"),
     "stores": ("stores", "quotas", "leases"),
+    "threads": ("asynchronous",),
     "token": ("tokens", "forgeries"),
 }
 SLOW = ("asynchronous", "mutations", "permission_commands", "races")  # for those alone that they are nearest to
@@ -56,13 +57,6 @@ OPTIONS = (
 )
 # Survivors that behave as the original does, as far as anyone can see: file, before, after, and why.
 EQUIVALENT = (
-    ("asynchronous.py", "'oml-fast-permission'", "'oml-fast-permissionx'", "it names threads, for whoever debugs"),
-    (
-        "asynchronous.py",
-        "not done.cancelled() and done.exception() is None",
-        "done.exception() is None",
-        "nothing cancels a call that a thread has begun",
-    ),
     (
         "checking.py",
         "self._sessions.get(_digest(token)) if keys is not None else None",
@@ -75,7 +69,6 @@ EQUIVALENT = (
         "permission is None",
         "the line before makes one of the other",
     ),
-    ("jws.py", "return False", "return None", "PyJWT asks only its truth"),
     ("jws.py", "False", "True", "the default of an argument that nothing reads"),
     ("key_file.py", "2", "3", "one byte more of a file is read, and is too much all the same"),
     ("key_file.py", "self._state = None", "pass", "the first of three: whatever fails after it does the same"),

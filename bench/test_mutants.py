@@ -95,7 +95,7 @@ def test_faults_are_seen_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     path = bench.ROOT / bench.PACKAGE / "jws.py"
     source = path.read_text()
-    wrong = source.replace('header["alg"] != ALGORITHM', 'header["alg"] == ALGORITHM')
+    wrong = source.replace('value["alg"] != ALGORITHM', 'value["alg"] == ALGORITHM')
     endless = source.replace("import re\n", "import re\nwhile True:\n    pass\n")
     with bench.room() as tests:
         outcome, by = tests.test("jws.py", wrong, 60)
