@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import openai
 import psutil
 import pytest
 from fingerprinted import Subject
@@ -27,6 +26,8 @@ from serving import free_port, served
 from oml_fast.permission import Limits, SqliteStore, issue
 from oml_fast.serving.answers import STATUS
 from oml_fast.signing import read_signing_key
+
+openai: Any = pytest.importorskip("openai")  # comes with vLLM
 
 pytestmark = [pytest.mark.vllm, pytest.mark.real_model, pytest.mark.slow]
 
@@ -73,7 +74,7 @@ class House:
         key = read_signing_key(self.folder / "permission.pem")
         return issue(key, issuer="Acme", licensee=licensee, models=self.digest, **given)
 
-    def client(self, token: str) -> openai.OpenAI:
+    def client(self, token: str) -> Any:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=token, max_retries=0)
 
     def counted(self, name: str) -> float:
