@@ -1,4 +1,4 @@
-"""vLLM: its offline engine as a completer. The only room that imports vllm, and only where it is used."""
+"""Servers: the permission gate, and vLLM's offline engine as a completer. Alone imports vllm, only where it is used."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ Order of what is done with a request; the first refusal is the answer:
 1. its route: an open one passes, one that is neither open nor licensed is refused, with a valid token too;
 2. one Authorization header with one token, and none in the URL;
 3. all of the token that needs no body: signature, standing, time, path (`Checker.identify`);
-4. the body is read, within its limits, as one JSON object;
-5. the model that it asks for, the body itself, the nonce or the quota (`Checker.take`), in one transaction, last;
+4. the body is read, within its limits; it is the one that the token is bound to, and one JSON object;
+5. the model that it asks for, and in one transaction, last, the nonce or the quota (`Checker.take`);
 6. the body goes on, naming the licensee; the token does not;
 7. the answer passes; at its end what it used is settled and metered.
 
