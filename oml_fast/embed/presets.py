@@ -37,7 +37,7 @@ PRESETS = {
         batch_size=128,
         max_epochs=20,
         anneal=0.5,
-        pull=0.2,
+        pull=0.1,
         ease=1.0,
         stop_near=0.01,
     ),
