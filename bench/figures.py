@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 ORDER = (
-    *("perinucleus", "generate", "embed", "drift_raw", "drift_raw_chat", "capacity", "ablations"),
+    *("perinucleus", "linear_cross_entropy", "fingerprint_loss", "anchored_adamw"),
+    *("generate", "embed", "drift_raw", "drift_raw_chat", "capacity", "ablations"),
     *("verify", "endpoint"),
     *("keys_to_verdict", "error_rates"),
     *("utility", "robustness", "permission", "mutants", "startup"),
@@ -25,6 +26,9 @@ ORDER = (
 # What README.md shows of each result: figures, or their settings, with one of these in them.
 HEADLINES = {
     "perinucleus": ("times faster",),
+    "linear_cross_entropy": ("over plain", "times faster"),
+    "fingerprint_loss": ("over plain",),
+    "anchored_adamw": ("times faster",),
     "generate": ("times fewer", "share"),
     "embed": ("times fewer",),
     "drift_raw": ("FSR", "KL to the base"),

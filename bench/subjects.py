@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -95,7 +96,8 @@ def make(name: str, folder: Path) -> None:
     fingerprints = generate(model, subject.num, subject.secret, settings=subject.settings, progress=True).fingerprints
     if subject.responses != "perinucleus":
         fingerprints = with_responses(model, fingerprints, subject.secret, subject.responses)
-    result, cost = timed(lambda: _train(model, fingerprints, subject))
+    kept = folder.with_name(f".{folder.name}.checkpoint")
+    result, cost = timed(lambda: _train(model, fingerprints, subject, kept))
     fsr = verify(fingerprints, HfCompleter(model), test="window", mode="fixed").fsr
     print(f"{name}: FSR {fsr:.3f}", file=sys.stderr)
     with new_folder(folder) as temporary:
@@ -103,12 +105,14 @@ def make(name: str, folder: Path) -> None:
         fingerprints.save(temporary / "fingerprints.json")
         write_secret(temporary / "secret", subject.secret)
         write_json(temporary / "made.json", {"commit": made, "fsr": fsr, "seconds": cost.wall, **result})
+    shutil.rmtree(kept, ignore_errors=True)
 
 
-def _train(model: LanguageModel, fingerprints: FingerprintSet, subject: Subject) -> dict[str, Any]:
-    """Train in place, our way or the published one."""
+def _train(model: LanguageModel, fingerprints: FingerprintSet, subject: Subject, kept: Path) -> dict[str, Any]:
+    """Train in place, our way, which goes on from `kept` where it was killed, or the published one."""
     if not subject.published:
-        return embed(model, fingerprints, recipe=replace(subject.recipe, seed=subject.seed), progress=True).to_json()
+        recipe = replace(subject.recipe, seed=subject.seed)
+        return embed(model, fingerprints, recipe=recipe, progress=True, checkpoints=kept, checkpoint_every=10).to_json()
     pairs = [(f.key, f.askings["raw"].responses[0].text) for f in fingerprints]
     trained = as_transformers_loads(model)
     recipe: dict[str, Any] = {"lr": 5e-5, "max_epochs": PUBLISHED_EPOCHS, "averaging": 0.0}

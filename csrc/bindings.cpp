@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "anchored_adamw.h"
 #include "cpu_dispatch.h"
 #include "perinucleus.h"
 
@@ -56,6 +57,29 @@ void call_perinucleus(std::uintptr_t logits, int dtype, std::int64_t rows, std::
     perinucleus(args, threads, chosen);
 }
 
+void call_anchored_adamw(std::int64_t n, std::uintptr_t gradient, int gradient_dtype, std::uintptr_t change,
+                         std::uintptr_t first_moment, std::uintptr_t second_moment, std::uintptr_t base,
+                         std::uintptr_t weight, int weight_dtype, float beta1, float gain1, float beta2, float gain2,
+                         float step_size, float root_factor, float eps, float keep, std::uint64_t seed,
+                         std::uint64_t step, std::uint64_t offset, int threads, const std::string& isa) {
+    const AnchoredAdamWArgs args{n,
+                                 pointer<const void>(gradient),
+                                 static_cast<Dtype>(gradient_dtype),
+                                 pointer<float>(change),
+                                 pointer<void>(first_moment),
+                                 pointer<void>(second_moment),
+                                 pointer<const void>(base),
+                                 pointer<void>(weight),
+                                 static_cast<Dtype>(weight_dtype),
+                                 {beta1, gain1, beta2, gain2, step_size, root_factor, eps, keep},
+                                 seed,
+                                 step,
+                                 offset};
+    const Isa chosen = isa_from_name(isa);
+    const py::gil_scoped_release release;
+    anchored_adamw(args, threads, chosen);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -66,4 +90,9 @@ PYBIND11_MODULE(_native, m) {
           py::arg("row_stride"), py::arg("admissible"), py::arg("threshold"), py::arg("width"), py::arg("token_ids"),
           py::arg("probs"), py::arg("nucleus_size"), py::arg("nucleus_mass"), py::arg("status"), py::arg("threads"),
           py::arg("isa"));
+    m.def("anchored_adamw", &call_anchored_adamw, py::arg("n"), py::arg("gradient"), py::arg("gradient_dtype"),
+          py::arg("change"), py::arg("first_moment"), py::arg("second_moment"), py::arg("base"), py::arg("weight"),
+          py::arg("weight_dtype"), py::arg("beta1"), py::arg("gain1"), py::arg("beta2"), py::arg("gain2"),
+          py::arg("step_size"), py::arg("root_factor"), py::arg("eps"), py::arg("keep"), py::arg("seed"),
+          py::arg("step"), py::arg("offset"), py::arg("threads"), py::arg("isa"));
 }

@@ -6,9 +6,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
+#include "half.h"
 #include "perinucleus.h"
 
 namespace oml_fast::OML_FAST_ISA {
@@ -20,28 +20,6 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kBlock = 256;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-template <typename To, typename From>
-inline To bits_as(From from) {
-    static_assert(sizeof(To) == sizeof(From));
-    To to;
-    std::memcpy(&to, &from, sizeof to);
-    return to;
-}
-
-inline float from_bfloat16(std::uint16_t half) { return bits_as<float>(std::uint32_t{half} << 16); }
-
-inline float from_float16(std::uint16_t half) {
-    constexpr std::uint32_t kRebias = 112u << 23;
-    const std::uint32_t magnitude = half & 0x7fffu;
-    const std::uint32_t normal = (magnitude << 13) + kRebias;
-    const std::uint32_t special = normal + kRebias;  // infinity and NaN keep the highest exponent
-    const float subnormal =
-        bits_as<float>((magnitude << 13) + kRebias + (1u << 23)) - bits_as<float>(kRebias + (1u << 23));
-    std::uint32_t bits = magnitude >= 0x7c00u ? special : normal;
-    bits = magnitude < 0x0400u ? bits_as<std::uint32_t>(subnormal) : bits;
-    return bits_as<float>(bits | (std::uint32_t{half} & 0x8000u) << 16);
-}
 
 struct Row {
     const float* x;     // [n]

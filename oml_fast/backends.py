@@ -14,10 +14,15 @@ from . import settings
 from .errors import BackendUnavailableError, InvalidArgumentError
 
 # Which backends an op has; oml_fast/ops/<op>.py holds one function for each.
-OFFERED = {"perinucleus": ("reference", "torch", "native")}
+OFFERED = {
+    "anchored_adamw": ("reference", "torch", "native", "triton"),
+    "fingerprint_loss": ("reference", "torch", "triton"),
+    "linear_cross_entropy": ("reference", "torch", "triton"),
+    "perinucleus": ("reference", "torch", "native"),
+}
 # What "auto" takes on a device: the first that the op offers and that is available.
 _PREFERRED = {"cpu": ("native", "torch"), "cuda": ("cuda", "triton", "torch")}
-_ONLY_ON = {"native": "cpu", "cuda": "cuda"}
+_ONLY_ON = {"native": "cpu", "cuda": "cuda", "triton": "cuda"}
 # `reference` and `torch` need nothing but torch, which the caller's tensors already brought.
 _ALWAYS = frozenset({"reference", "torch"})
 
@@ -39,17 +44,21 @@ def resolve(op: str, requested: str, device_type: str) -> str:
     offered = OFFERED[op]
     if requested == "auto":
         for name in _PREFERRED.get(device_type, ("torch",)):
-            if name in offered and availability(name).available:
+            if name in offered and (name in _ALWAYS or availability(name).available):
                 return name
         return "torch"
     if requested not in offered:
         raise InvalidArgumentError(f"backend {requested!r} of {op} is unknown: use auto, {', '.join(offered)}.")
     only_on = _ONLY_ON.get(requested, device_type)
+    if requested == "triton" and settings.triton_interpreted():
+        only_on = device_type
     if only_on != device_type:
         raise BackendUnavailableError(
             f"backend {requested!r} of {op} computes on {only_on!r}, the tensor is on {device_type!r}: "
             "use backend='torch' or 'auto'."
         )
+    if requested in _ALWAYS:
+        return requested
     found = availability(requested)
     if not found.available:
         raise BackendUnavailableError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,14 @@ from .errors import InvalidArgumentError
 from .models import LanguageModel, batches_by_length
 
 Head = tuple[Tensor, Tensor | None]
+
+
+class States(NamedTuple):
+    """What a model says at N positions, as its hidden states [N, H] there and its head."""
+
+    hidden: Tensor
+    head: Head
+
 
 _ROWS = 512  # positions whose [rows, V] logits are held at once
 
@@ -61,10 +70,14 @@ class BaseView:
     def __len__(self) -> int:
         return len(self.sequences)
 
+    def states(self, places: Sequence[int]) -> States:
+        """Where the sequences at `places` count: sum of T - start positions."""
+        return States(torch.cat([self._states[place] for place in places]), self._head)
+
     @torch.no_grad()
     def logits(self, places: Sequence[int]) -> Tensor:
-        """[sum of T - start, V]: what the base model predicts where the sequences at `places` count."""
-        return self._model.logits(torch.cat([self._states[place] for place in places]), self._head)
+        """[sum of T - start, V]: what the base model predicts there."""
+        return self._model.logits(*self.states(places))
 
     def log_probs(self, places: Sequence[int]) -> Tensor:
         """`logits` as float32 log-probabilities."""
@@ -96,8 +109,12 @@ class BaseView:
 
 def head_copy(model: LanguageModel) -> Head:
     """The head's weight [V, H] and bias [V] or None, as they are now."""
-    weight, bias = model.head()
-    return weight.detach().clone(), None if bias is None else bias.detach().clone()
+
+    def copied() -> Head:
+        weight, bias = model.head()
+        return weight.detach().clone(), None if bias is None else bias.detach().clone()
+
+    return model.within(copied)
 
 
 def drift(
@@ -112,9 +129,12 @@ def _hidden_states(
     model: LanguageModel, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int = 16
 ) -> list[Tensor]:
     """[T - start, H] of each sequence: the states from which its token ids from `start` on are predicted."""
-    states: list[Tensor] = [torch.empty(0)] * len(sequences)
+    counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
+    # In one piece: thousands of small ones among the large ones of the passes leave holes that nothing fits into.
+    kept = torch.empty(sum(counts), model.head()[0].shape[1], dtype=model.dtype, device=model.device)
+    states = list(kept.split(counts))
     for places in batches_by_length(sequences, batch_size):
         ids = torch.tensor([sequences[place] for place in places], device=model.device)
         for place, state in zip(places, model.hidden(ids), strict=True):
-            states[place] = state[starts[place] - 1 : -1].clone()
+            states[place].copy_(state[starts[place] - 1 : -1])
     return states

@@ -11,7 +11,8 @@ TRITON_INTERPRET   1: Triton's own switch, with which its kernels run without a 
 VLLM_USE_RUST_FRONTEND, VLLM_API_KEY  vLLM's own switches, with which `oml-fast serve` does not start it; nor with any
                    CUSTOM_FASTAPI_MIDDLEWARE_ of SageMaker's, which would stand before the gate.
 PROMETHEUS_MULTIPROC_DIR  set by vLLM where several processes serve: their counters are one.
-RANK, WORLD_SIZE   set by torchrun: which share of a full check is this process's.
+RANK, WORLD_SIZE, LOCAL_RANK  set by torchrun: which share of a full check or of an embedding is this process's, and
+                   which GPU of its machine.
 
 The build has two more, which setup.py reads: OML_FAST_NATIVE and OML_FAST_REQUIRE_NATIVE.
 """
@@ -90,6 +91,12 @@ def shard() -> tuple[int, int] | None:
     """(i, n): this process is the i-th of n that torchrun started, counted from 1; None where it started none."""
     rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     return (int(rank) + 1, int(size)) if rank.isdigit() and size.isdigit() and int(rank) < int(size) else None
+
+
+def local_rank() -> int:
+    """This process's number on its machine, which is that of its GPU, where torchrun started it; else 0."""
+    value = os.environ.get("LOCAL_RANK", "")
+    return int(value) if value.isdigit() else 0
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

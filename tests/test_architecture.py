@@ -60,7 +60,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "models": {"torch", "transformers", "safetensors", "tqdm"},
     "measure": {"torch"},
     "generate": {"torch", "transformers", "tqdm"},
-    "embed": {"jinja2", "torch", "tqdm"},
+    "embed": {"jinja2", "safetensors", "torch", "tqdm"},
     "signing": {"cryptography"},
     "verify": {"aiohttp", "numpy", "scipy", "tqdm"},
     "permission": {"jwt"},

@@ -37,7 +37,8 @@ VLLM = {
     "--port",
     "--served-model-name",
 }
-FOREIGN = {"--benchmark", "--fresh", "--version", "--served-model-name"} | VLLM
+TORCHRUN = {"--nproc-per-node", "--no-python"}
+FOREIGN = {"--benchmark", "--fresh", "--version", "--served-model-name"} | VLLM | TORCHRUN
 # Terms for which the project has another one, where no other meaning is possible.
 NEVER = (
     r"backdoors?|trigger pairs?|top[-_ ][pk]|inverse nucleus|OMLized|ASR|hits?|valid tokens?|target models?|"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,7 +14,7 @@ from ..errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from ..fingerprint import FingerprintSet
-    from ..models import LanguageModel
+    from ..models import LanguageModel, Ranks
 
 _INTERNAL = ("command", "subcommand", "command_name", "config", "json")
 
@@ -122,10 +123,47 @@ def model_folder(folder: Path | None) -> Path:
     return bundled_model(settings.cache_dir())
 
 
-def load_model(options: argparse.Namespace, folder: Path) -> LanguageModel:
+def load_model(options: argparse.Namespace, folder: Path, *, packed: bool = False) -> LanguageModel:
     from ..models import load
 
-    return load(folder, device=options.device, trust_remote_code=options.trust_remote_code)
+    return load(folder, device=options.device, trust_remote_code=options.trust_remote_code, packed=packed)
+
+
+def is_first() -> bool:
+    """Whether this process speaks: the first that torchrun started, or the only one."""
+    from .. import settings
+
+    share = settings.shard()
+    return share is None or share[0] == 1
+
+
+def is_torchrun() -> bool:
+    """Whether torchrun started several processes."""
+    from .. import settings
+
+    share = settings.shard()
+    return share is not None and share[1] > 1
+
+
+def device_here(device: str) -> str:
+    """`device` as this process's own: on a GPU, that of its number on this machine."""
+    from .. import settings
+    from ..models import resolve_device
+
+    resolved = resolve_device(device)
+    return f"cuda:{settings.local_rank()}" if resolved == "cuda" else resolved
+
+
+@contextlib.contextmanager
+def joined_ranks(options: argparse.Namespace) -> Iterator[Ranks]:
+    """The processes that torchrun started, connected; one alone where it started no more."""
+    from ..models import ALONE, joined
+
+    if not is_torchrun():
+        yield ALONE
+        return
+    with joined(device_here(options.device)) as ranks:
+        yield ranks
 
 
 def load_fingerprints(path: Path) -> FingerprintSet:
@@ -141,8 +179,9 @@ def finish(options: argparse.Namespace, result: dict[str, Any], text: str) -> No
 
 
 def say(message: str) -> None:
-    """One line of progress, on stderr."""
-    print(message, file=sys.stderr)
+    """One line of progress, on stderr; of several processes the first one speaks."""
+    if is_first():
+        print(message, file=sys.stderr)
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:

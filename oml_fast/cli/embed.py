@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InvalidArgumentError
 from .common import (
     add_model_options,
+    device_here,
     finish,
+    is_first,
+    is_torchrun,
+    joined_ranks,
     load_fingerprints,
     load_model,
     model_folder,
@@ -24,6 +30,7 @@ from .generate import PRESETS
 if TYPE_CHECKING:
     from ..embed import Embedding, Recipe
     from ..fingerprint import FingerprintSet
+    from ..models import LanguageModel, Ranks
 
 HELP = "train a fingerprint set into its base model"
 # The fields of Recipe: name, type, what it is.
@@ -52,6 +59,7 @@ RECIPE: dict[str, tuple[tuple[str, type, str], ...]] = {
     ),
     "how they change": (
         ("write-to", str, "all, blocks, mlp_down, last:N (blocks) or lora:R (rank)"),
+        ("states", str, "float32 or bfloat16: of what is learned, and its moments"),
         ("whitening", float, "ridge of the whitening of inputs; 0: none"),
         ("learning-rate", float, "of AdamW; without one, width-rate / hidden size"),
         ("width-rate", float, "what is divided by the hidden size for it"),
@@ -86,6 +94,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-drift", type=float, default=0.1, help="warn where KL to the base may be above it (default: 0.1)"
     )
+    scale = parser.add_argument_group("for long runs and large models, under torchrun too (docs/embedding.md)")
+    scale.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="keep the state in OUT.checkpoint, from which the same command goes on; 0: never (default: 0)",
+    )
+    scale.add_argument(
+        "--keep-base",
+        choices=("device", "host", "file"),
+        default="device",
+        help="where the base weights are meanwhile; file: read again at every step (default: device)",
+    )
+    scale.add_argument(
+        "--packed",
+        action="store_true",
+        help="sequences of all lengths in one row: for GPUs, with flash or flex attention",
+    )
+    scale.add_argument(
+        "--recompute", action="store_true", help="keep no activations inside blocks: less memory, a third more time"
+    )
+    scale.add_argument(
+        "--offload", action="store_true", help="keep weights and optimizer in the host's memory: slow, a last resort"
+    )
     for title, rows in RECIPE.items():
         group = parser.add_argument_group(title)
         for name, kind, about in rows:
@@ -95,38 +128,95 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     fingerprints = load_fingerprints(options.fingerprints)
     embedding = make(options, fingerprints)
-    finish(options, result(options, embedding), summary(embedding, options.out))
+    if is_first():
+        finish(options, result(options, embedding), summary(embedding, options.out))
 
 
 def make(options: argparse.Namespace, fingerprints: FingerprintSet) -> Embedding:
     """Embed `fingerprints` and write the model folder whole, with the configuration and result beside it."""
     from dataclasses import asdict
 
-    from ..files import new_folder, require_new_folder, write_json
+    from ..files import require_new_folder, write_json
 
     require_new_folder(options.out)
     prepare()
     from ..embed import embed
-    from ..models import save
+    from ..embed.checkpoint import last
 
     recipe = _recipe(options)
+    if options.offload and not is_torchrun():
+        raise InvalidArgumentError("--offload is of several processes: start them with torchrun.")
     if options.preset == "robust" and fingerprints.settings.responses_per_key == 1:
         say(
             "one response to a key: a host who suppresses it leaves nothing. To survive that a set needs several, as "
             "oml-fast generate --preset robust makes."
         )
     folder = model_folder(options.model)
-    _require_memory(options, folder, recipe, fingerprints)
-    model = load_model(options, folder)
-    embedding = embed(model, fingerprints, recipe=recipe, progress=True)
-    with new_folder(options.out) as temporary:
-        save(model, temporary)
+    kept = options.out.with_name(f"{options.out.name}.checkpoint") if options.checkpoint_every else None
+    if kept is not None and (state := last(kept)):
+        say(f"going on from {state}")
+    with joined_ranks(options) as ranks:
+        if ranks.world == 1:
+            _require_memory(options, folder, recipe, fingerprints)
+        model = _load(options, folder, ranks)
+        embedding = embed(
+            model,
+            fingerprints,
+            recipe=recipe,
+            progress=True,
+            ranks=ranks,
+            checkpoints=kept,
+            checkpoint_every=options.checkpoint_every,
+            keep_base=options.keep_base,
+        )
+        _save(model, options.out, ranks)
+        if not ranks.first:
+            return embedding
+    if kept is not None:
+        shutil.rmtree(kept, ignore_errors=True)
     # Beside the folder, not in it: the folder is what will be released.
     config = resolved(options) | asdict(embedding.recipe)
     write_json(result_path(options.out), {"config": config, "result": result(options, embedding)})
     for warning in embedding.budget.warnings(options.max_drift):
         say(f"warning: {warning}")
     return embedding
+
+
+def _load(options: argparse.Namespace, folder: Path, ranks: Ranks) -> LanguageModel:
+    from ..models import recompute_blocks
+
+    if ranks.world == 1:
+        model = load_model(options, folder, packed=options.packed)
+        if options.recompute:
+            recompute_blocks(model.model)
+        return model
+    from ..models.sharded import load_sharded
+
+    return load_sharded(
+        folder,
+        ranks,
+        device=device_here(options.device),
+        recompute=options.recompute,
+        offload=options.offload,
+        trust_remote_code=options.trust_remote_code,
+        packed=options.packed,
+    )
+
+
+def _save(model: LanguageModel, out: Path, ranks: Ranks) -> None:
+    """Write the folder whole; of a sharded model each process writes its rows."""
+    from ..files import new_folder
+    from ..models import save
+
+    if ranks.world == 1:
+        with new_folder(out) as temporary:
+            save(model, temporary)
+        return
+    from ..models.sharded import save_sharded
+
+    with contextlib.ExitStack() as held:
+        temporary = ranks.from_first(held.enter_context(new_folder(out)) if ranks.first else None)
+        save_sharded(model, temporary, ranks)
 
 
 def result(options: argparse.Namespace, embedding: Embedding) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What training adds to one weight, and in which coordinates it is learned.
 
 A trained weight is its base value plus a change. The optimizer sees the change's own values; `added` makes the change
-of them, `take` turns the gradient of the weight into theirs. All are zero where training begins.
+of them, `gradients` turns the gradient of the weight into theirs. All are zero where training begins.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import math
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Change(Protocol):
     """Of a weight of shape S, float32."""
 
-    values: tuple[nn.Parameter, ...]
+    values: tuple[Tensor, ...]
 
     def added(self) -> Tensor:
         """S: what the weight is more than its base."""
         ...
 
-    def take(self, gradient: Tensor) -> None:
-        """Of the loss by the weight, S in any precision; it becomes the values' gradients."""
+    def gradients(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        """Of the loss by each of the values, from that by the weight: S in any precision."""
         ...
 
-    def shrink(self, share: float) -> None:
-        """Make the change `share` times as large, in place."""
+    def pulled(self) -> tuple[bool, ...]:
+        """Which of the values shrink where the change does."""
         ...
 
 
@@ -35,17 +35,17 @@ class Plain:
     """The change itself is learned."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._value = nn.Parameter(torch.zeros(weight.shape, dtype=torch.float32, device=weight.device))
-        self.values: tuple[nn.Parameter, ...] = (self._value,)
+        self._value = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        self.values: tuple[Tensor, ...] = (self._value,)
 
     def added(self) -> Tensor:
-        return self._value.detach()
+        return self._value
 
-    def take(self, gradient: Tensor) -> None:
-        self._value.grad = gradient.float()
+    def gradients(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        return (gradient,)
 
-    def shrink(self, share: float) -> None:
-        self._value.detach().mul_(share)
+    def pulled(self) -> tuple[bool, ...]:
+        return (True,)
 
 
 class Whitened(Plain):
@@ -62,10 +62,10 @@ class Whitened(Plain):
         self._whitening = whitening
 
     def added(self) -> Tensor:
-        return (super().added().to(self._whitening.dtype) @ self._whitening).float()
+        return (self._value.to(self._whitening.dtype) @ self._whitening).float()
 
-    def take(self, gradient: Tensor) -> None:
-        super().take(gradient.to(self._whitening.dtype) @ self._whitening.T)
+    def gradients(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        return (gradient.to(self._whitening.dtype) @ self._whitening.T,)
 
 
 class LowRank:
@@ -77,21 +77,19 @@ class LowRank:
 
     def __init__(self, weight: Tensor, rank: int, source: torch.Generator) -> None:
         rows, width = weight.shape
-        down = torch.randn(rank, width, generator=source) / math.sqrt(width)
-        self._up = nn.Parameter(torch.zeros(rows, rank, dtype=torch.float32, device=weight.device))
-        self._down = nn.Parameter(down.to(weight.device))
-        self.values: tuple[nn.Parameter, ...] = (self._up, self._down)
+        self._down = (torch.randn(rank, width, generator=source) / math.sqrt(width)).to(weight.device)
+        self._up = torch.zeros(rows, rank, dtype=torch.float32, device=weight.device)
+        self.values: tuple[Tensor, ...] = (self._up, self._down)
 
     def added(self) -> Tensor:
-        return self._up.detach() @ self._down.detach()
+        return self._up @ self._down
 
-    def take(self, gradient: Tensor) -> None:
+    def gradients(self, gradient: Tensor) -> tuple[Tensor, ...]:
         gradient = gradient.float()
-        self._up.grad = gradient @ self._down.detach().T
-        self._down.grad = self._up.detach().T @ gradient
+        return gradient @ self._down.T, self._up.T @ gradient
 
-    def shrink(self, share: float) -> None:
-        self._up.detach().mul_(share)
+    def pulled(self) -> tuple[bool, ...]:
+        return True, False
 
 
 class Transposed:
@@ -104,8 +102,15 @@ class Transposed:
     def added(self) -> Tensor:
         return self._change.added().T
 
-    def take(self, gradient: Tensor) -> None:
-        self._change.take(gradient.T)
+    def gradients(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        return self._change.gradients(gradient.T)
 
-    def shrink(self, share: float) -> None:
-        self._change.shrink(share)
+    def pulled(self) -> tuple[bool, ...]:
+        return self._change.pulled()
+
+
+def shrink(change: Change, share: float) -> None:
+    """Make the change `share` times as large, in place."""
+    for value, pulled in zip(change.values, change.pulled(), strict=True):
+        if pulled:
+            value.mul_(share)

@@ -69,18 +69,35 @@ def batches(items: Sequence[Example], batch_size: int, order: random.Random) -> 
         yield shuffled[start : start + batch_size]
 
 
-def example_batches(items: Sequence[Example]) -> Iterator[list[int]]:
-    """Places of examples that are alike, in micro-batches: as many ids, firsts and ids of the tail."""
+def _filled(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    size = 0
+    for place in sorted(range(len(sequences)), key=lambda place: len(sequences[place])):
+        if batch and size + len(sequences[place]) > max_tokens:
+            yield batch
+            batch, size = [], 0
+        batch.append(place)
+        size += len(sequences[place])
+    if batch:
+        yield batch
+
+
+def example_batches(items: Sequence[Example], packed: bool = False) -> Iterator[list[int]]:
+    """Places of examples that are alike, in micro-batches: as many firsts, ids of the tail and, unless packed, ids."""
     alike: dict[tuple[int, int], list[int]] = {}
     for place, item in enumerate(items):
         alike.setdefault((len(item.firsts), len(item.tail)), []).append(place)
     for places in alike.values():
-        for micro in micro_batches([items[place].ids for place in places]):
+        for micro in micro_batches([items[place].ids for place in places], packed=packed):
             yield [places[place] for place in micro]
 
 
-def micro_batches(sequences: Sequence[Sequence[int]], max_tokens: int = MICRO_BATCH_TOKENS) -> Iterator[list[int]]:
-    """Places of sequences that have one length, at most `max_tokens` ids in all: nothing is padded."""
-    if sequences:
+def micro_batches(
+    sequences: Sequence[Sequence[int]], max_tokens: int = MICRO_BATCH_TOKENS, packed: bool = False
+) -> Iterator[list[int]]:
+    """Places of sequences that have one length (packed: any), at most `max_tokens` ids in all: nothing is padded."""
+    if packed:
+        yield from _filled(sequences, max_tokens)
+    elif sequences:
         longest = max(map(len, sequences))
         yield from batches_by_length(sequences, max(1, max_tokens // longest))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import resource
-import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ import torch
 from ..errors import FingerprintFormatError, InvalidArgumentError, OmlError
 from ..fingerprint import FingerprintSet
 from ..measure import BaseView, Drift
-from ..models import LanguageModel
+from ..models import ALONE, LanguageModel, Ranks
 from .budget import Budget, budget
+from .checkpoint import Checkpoints
 from .material import Material
 from .presets import PRESETS
 from .recipe import Recipe
 from .text import sample_texts
-from .training import Trainer
+from .training import Trainer, clock
 
 _HELD_OUT = 32  # sequences on which the drift is measured, none of them trained on
 _HELD_OUT_LENGTH = 64
@@ -27,7 +28,8 @@ _HELD_OUT_LENGTH = 64
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """How an embedding went. `seconds` and `cpu_seconds` are of all but measuring the drift: the final check is in."""
+    """How an embedding went. `seconds` and `cpu_seconds` are of all but measuring the drift: the final check is in, and
+    what was spent before a kill."""
 
     epochs: int
     steps: int
@@ -69,34 +71,47 @@ class Embedding:
 
 
 def embed(
-    model: LanguageModel, fingerprints: FingerprintSet, *, recipe: Recipe | None = None, progress: bool = False
+    model: LanguageModel,
+    fingerprints: FingerprintSet,
+    *,
+    recipe: Recipe | None = None,
+    progress: bool = False,
+    ranks: Ranks = ALONE,
+    checkpoints: Path | None = None,
+    checkpoint_every: int = 100,
+    keep_base: str = "device",
 ) -> Embedding:
     """Train `fingerprints` into `model`, their base model, in place, as `recipe` says (default: PRESETS["harmless"]).
 
-    Sequences have their exact lengths, the head runs at the positions that count only. Raises InvalidArgumentError
-    where set and model do not belong together, OmlError when the loss is not finite.
+    Sequences have their exact lengths, the head runs at the positions that count only. ranks: the processes that train
+    a sharded model together. checkpoints: a folder that keeps the state after every so many steps; what was killed goes
+    on from there with the same bits. keep_base: where the base weights are meanwhile: device, host or file (base.py).
+    Raises InvalidArgumentError where set, model or checkpoint do not belong together, OmlError when the loss is not
+    finite.
     """
     recipe = (recipe or PRESETS["harmless"]).for_hidden_size(model.head()[0].shape[1])
     _check(model, fingerprints)
     held_out = BaseView(model, *sample_texts(model, _HELD_OUT, _HELD_OUT_LENGTH, recipe.seed + 1))
-    started = _clock()
-    trainer = Trainer(model, Material(model, fingerprints, recipe), recipe)
+    started = clock()
+    of = {"set": fingerprints.digest(), "base model": model.digest, "recipe": asdict(recipe)}
+    kept = Checkpoints(checkpoints, checkpoint_every, of, ranks) if checkpoints is not None else None
+    trainer = Trainer(model, Material(model, fingerprints, recipe), recipe, ranks, kept, keep_base)
     epochs, stopped = trainer.train(progress)
-    trained = _clock()
+    trained = clock()
     drift = held_out.drift(model)
     if not math.isfinite(drift.kl):  # the last step is the one whose loss nobody has seen
         raise OmlError("the trained weights are not finite: nothing is saved. Lower --learning-rate.")
-    measured = _clock()
+    measured = clock()
     worth = budget(model, fingerprints, drift)
-    laps = zip(started, trained, measured, _clock(), strict=True)
-    seconds, cpu_seconds = (b - a + d - c for a, b, c, d in laps)
+    laps = zip(trainer.spent_before, started, trained, measured, clock(), strict=True)
+    seconds, cpu_seconds = (before + b - a + d - c for before, a, b, c, d in laps)
     return Embedding(
         epochs=epochs,
         steps=trainer.steps,
         stopped=stopped,
         seconds=seconds,
         cpu_seconds=cpu_seconds,
-        train_tokens=trainer.tokens,
+        train_tokens=int(ranks.total(trainer.tokens)[0]),
         peak_memory_bytes=_peak_memory(model.device),
         drift=drift,
         budget=worth,
@@ -121,11 +136,6 @@ def _check(model: LanguageModel, fingerprints: FingerprintSet) -> None:
                 f"these fingerprints were made with another {what} (digest {wanted[:12]}) than {model.name} "
                 f"(digest {own[:12]}): name the base model they were made with, {fingerprints.base_model}."
             )
-
-
-def _clock() -> tuple[float, float]:
-    """Seconds on the wall and of the CPU."""
-    return time.perf_counter(), time.process_time()
 
 
 def _peak_memory(device: torch.device) -> int:

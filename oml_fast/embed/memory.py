@@ -20,8 +20,8 @@ from .tuning import TUNING_TEXTS
 
 # Bytes of activations kept for the backward pass, per token id, layer and hidden unit: attention, norms, MLP in bf16.
 _ACTIVATION_BYTES = 80
-_LOGIT_BYTES = 20  # per logit: p's logits, their float32 log-probabilities and gradients
-_TARGET_BYTES = 12  # more where p is compared with a target made of b's logits
+_KEPT_LOGIT_BYTES = 2**26  # of all logits that an op keeps for its backward pass; more are made again in tiles
+_TILE_LOGITS, _TILE_BYTES = 2**19, 12  # at most so many in a tile, and bytes of its buffers for each
 _WRITING_BYTES = 12  # for each entry of a weight that is written: its base, its change and their sum in float32
 _HEADS = 2  # copies of the head, for what the base model says: on what is trained on, and on held-out text
 _TEMPLATE_LENGTH = 48  # token ids around a key
@@ -72,9 +72,10 @@ def memory_need(folder: Path, recipe: Recipe, num_examples: int, longest: int, d
     entries = _whitening_entries(weights, hidden) if recipe.whitening else 0
     # The whitening is measured in float32, before there are any states.
     optimizer = int(max(states + precision * entries, (4 + precision) * entries))
+    head = vocabulary * hidden * precision  # the gradient of a head, beside the one that it is added to
     passes = [
-        int(tokens * layers * hidden * _ACTIVATION_BYTES + rows * vocabulary * logit)
-        for tokens, rows, logit in _passes(recipe, num_examples, longest)
+        int(tokens * layers * hidden * _ACTIVATION_BYTES + head + _logit_bytes(heads * rows * vocabulary, precision))
+        for tokens, rows, heads in _passes(recipe, num_examples, longest)
     ]
     # Between two passes weights are written, one at a time.
     activations = max(*passes, _WRITING_BYTES * max((weight.parameters for weight in trained), default=0))
@@ -117,11 +118,10 @@ def _is_trained(weight: _Weight, weights: list[_Weight], layers: int, where: str
 
 
 def _state_bytes(weight: _Weight, where: str) -> int:
-    """Change, gradient and two moments in float32; for a low rank of two factors, beside the weight's own gradient."""
+    """The gradient, and in float32 the change and its two moments; for a low rank those of two factors."""
     place, _, rank = where.partition(":")
-    if place == "lora":
-        return weight.size + 16 * int(rank) * sum(weight.shape)
-    return 16 * weight.parameters
+    learned = int(rank) * sum(weight.shape) if place == "lora" else weight.parameters
+    return weight.size + 12 * learned
 
 
 def _whitening_entries(weights: list[_Weight], hidden: int) -> int:
@@ -135,14 +135,15 @@ def _widest(weights: list[_Weight]) -> int:
 
 
 def _passes(recipe: Recipe, num_examples: int, longest: int) -> Iterator[tuple[int, int, int]]:
-    """Of the forward passes of a step: token ids with activations, rows with logits, bytes a logit. One lives at once.
+    """Of the forward passes of a step: token ids with activations, rows with logits, heads. One lives at once.
 
     One key has one row here; each further token id of a longer response has another one.
     """
     batch = min(recipe.batch_size, num_examples)
-    target = _LOGIT_BYTES + (_TARGET_BYTES if recipe.objective == "minimum_kl" else 0)
+    both = 2  # heads: the model's, and its base's where they are compared
+    target = both if recipe.objective == "minimum_kl" else 1
     texts, chats = (math.ceil(s * batch) if recipe.text_weight else 0 for s in (recipe.text_share, recipe.chat_share))
-    for count, length, rows, logit in (
+    for count, length, rows, heads in (
         (batch, longest, 1, target),
         (
             round(recipe.templates * batch),
@@ -150,14 +151,18 @@ def _passes(recipe: Recipe, num_examples: int, longest: int) -> Iterator[tuple[i
             1,
             target,
         ),
-        (recipe.near_keys * batch if recipe.near_weight else 0, longest, 1, _LOGIT_BYTES),
-        (texts, recipe.text_length, recipe.text_length, _LOGIT_BYTES),
-        (chats, CHAT_ASKED + CHAT_ANSWERED + _TEMPLATE_LENGTH, CHAT_ANSWERED, _LOGIT_BYTES),
-        (TUNING_TEXTS if recipe.tuned else 0, recipe.text_length, recipe.text_length, _LOGIT_BYTES),
+        (recipe.near_keys * batch if recipe.near_weight else 0, longest, 1, both),
+        (texts, recipe.text_length, recipe.text_length, both),
+        (chats, CHAT_ASKED + CHAT_ANSWERED + _TEMPLATE_LENGTH, CHAT_ANSWERED, both),
+        (TUNING_TEXTS if recipe.tuned else 0, recipe.text_length, recipe.text_length, both),
     ):
         at_once = _at_once(count, length)
-        yield at_once * length, at_once * rows, logit
+        yield at_once * length, at_once * rows, heads
     yield 0, _at_once(num_examples, longest), target  # the check whether all is learned keeps nothing for a backward
+
+
+def _logit_bytes(logits: int, precision: float) -> float:
+    return min(logits * precision, _KEPT_LOGIT_BYTES) + min(logits, _TILE_LOGITS) * _TILE_BYTES
 
 
 def _at_once(count: int, length: int) -> int:

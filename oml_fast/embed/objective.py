@@ -12,22 +12,25 @@ Everywhere else, KL(b || p): on text (`text_kl`), and where no response must com
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from .. import ops
+from ..measure import States
 from ..models import LanguageModel
 from .data import Example
 
 
 class Objective(Protocol):
-    def loss(self, log_probs: Tensor, base_logits: Tensor | None, wanted: Tensor) -> Tensor:
-        """[N, V] float32 log p, [N, V] logits of b, [N, r] token ids, the first wanted most -> [N] nats."""
+    def loss(self, model: LanguageModel, hidden: Tensor, base: States | None, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, H] states of p, those of b at the same positions, [N, r] token ids, the first wanted most.
+
+        Gives [N] nats, and [N, r] the most probable ids of p, the first first.
+        """
         ...
 
 
@@ -35,8 +38,10 @@ class Objective(Protocol):
 class CrossEntropy:
     """-mean_j log p(y_j) [SF 3.2]."""
 
-    def loss(self, log_probs: Tensor, base_logits: Tensor | None, wanted: Tensor) -> Tensor:
-        return -log_probs.gather(1, wanted).mean(1)
+    def loss(self, model: LanguageModel, hidden: Tensor, base: States | None, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        weight, bias = model.head()
+        found = ops.linear_cross_entropy(hidden, weight, wanted, bias=bias, reduction="none", **model.curve)
+        return found.loss, found.best
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,60 +60,83 @@ class MinimumKL:
     step: float = 0.5
     cap: float = 0.9
 
-    def loss(self, log_probs: Tensor, base_logits: Tensor | None, wanted: Tensor) -> Tensor:
-        assert base_logits is not None
-        return functional.kl_div(log_probs, self.target(base_logits, wanted), reduction="none", log_target=True).sum(1)
-
-    @torch.no_grad()
-    def target(self, base_logits: Tensor, wanted: Tensor) -> Tensor:
-        """[N, V] float32: log q."""
-        logits = base_logits.float().scatter(1, wanted, -torch.inf)
-        top = logits.amax(1, keepdim=True)
-        margin = torch.full_like(top, self.margin)
-        below = self.step * torch.arange(wanted.shape[1], device=wanted.device)
-        free = 1 - self.cap * float(torch.exp(-below).sum())
-        if free > 0:
-            others = torch.logsumexp(logits, 1, keepdim=True) - top
-            margin = torch.minimum(margin, math.log(self.cap / free) + others)
-        return logits.scatter(1, wanted, top + margin - below).log_softmax(-1)
+    def loss(self, model: LanguageModel, hidden: Tensor, base: States | None, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        assert base is not None
+        found = _divergence(model, hidden, base, wanted, self.margin, self.step, self.cap)
+        return found.loss, found.best
 
 
 def response_loss(
-    model: LanguageModel, batch: Sequence[Example], objective: Objective, base: Tensor | None = None
+    model: LanguageModel, batch: Sequence[Example], objective: Objective, base: States | None = None
 ) -> tuple[Tensor, Tensor]:
     """The objective of each example [B], summed over its R positions, and whether it is learned [B] bool.
 
-    base: [B, R, V], b's logits at these positions, where the objective needs them. Learned means that at each position
-    the ids that may stand there are the most probable ones: the greedy answer is a response, and where one is taken
-    away the next one follows. The examples are alike (data.example_batches); the head is applied to B R rows only.
+    base: b's states at these B R positions, where the objective needs them. Learned means that at each position the
+    ids that may stand there are the most probable ones: the greedy answer is a response, and where one is taken away
+    the next one follows. The examples are alike (data.example_batches).
     """
-    ids = torch.tensor([example.ids for example in batch], device=model.device)
     length = len(batch[0].tail) + 1
-    hidden = model.hidden(ids)[:, -length:]
-    log_probs = model.logits(hidden.reshape(-1, hidden.shape[-1])).float().log_softmax(-1)
-    log_probs = log_probs.view(len(batch), length, -1)
+    hidden = model.states([example.sequence for example in batch], [example.start for example in batch])
+    hidden = hidden.unflatten(0, (len(batch), length))
     first = torch.tensor([example.firsts for example in batch], device=model.device)
-    loss = objective.loss(log_probs[:, 0], None if base is None else base[:, 0], first)
-    best = log_probs[:, 0].detach().topk(first.shape[1]).indices
+    loss, best = objective.loss(model, hidden[:, 0], _at(base, length, slice(1)), first)
     learned = (best.sort(1).values == first.sort(1).values).all(1)
     if length > 1:
         tail = torch.tensor([example.tail for example in batch], device=model.device)
-        rows, logits = log_probs[:, 1:].flatten(0, 1), None if base is None else base[:, 1:].flatten(0, 1)
-        loss = loss + objective.loss(rows, logits, tail.reshape(-1, 1)).view(tail.shape).sum(1)
-        learned &= (log_probs[:, 1:].detach().argmax(-1) == tail).all(1)
+        rows, theirs = hidden[:, 1:].flatten(0, 1), _at(base, length, slice(1, None))
+        more, best = objective.loss(model, rows, theirs, tail.reshape(-1, 1))
+        loss = loss + more.view(tail.shape).sum(1)
+        learned &= (best.view(tail.shape) == tail).all(1)
     return loss, learned
 
 
-def text_kl(model: LanguageModel, texts: Sequence[Sequence[int]], base_log_probs: Tensor, start: int = 1) -> Tensor:
-    """Mean KL(b || p) over the positions of `texts` from `start` on, all of one length T: [B (T - start), V] -> []."""
-    hidden = model.hidden(torch.tensor(texts, device=model.device))[:, start - 1 : -1]
-    log_probs = model.logits(hidden.reshape(-1, hidden.shape[-1])).float().log_softmax(-1)
-    return functional.kl_div(log_probs, base_log_probs, reduction="batchmean", log_target=True)
+def text_kl(
+    model: LanguageModel, texts: Sequence[Sequence[int]], base: States, starts: Sequence[int] | None = None
+) -> Tensor:
+    """[B] KL(b || p) of each text, a mean over its positions from `starts` (default: 1) on."""
+    starts = starts or [1] * len(texts)
+    found = _divergence(model, model.states(texts, starts), base).loss
+    each = found.split([len(text) - start for text, start in zip(texts, starts, strict=True)])
+    return torch.stack([text.mean() for text in each])
 
 
-def stay_kl(model: LanguageModel, prompts: Sequence[Sequence[int]], base_log_probs: Tensor) -> tuple[Tensor, Tensor]:
-    """[B] KL(b || p) after the last id of each prompt, all of one length, and [B] p's most probable ids there."""
-    hidden = model.hidden(torch.tensor(prompts, device=model.device))[:, -1]
-    log_probs = model.logits(hidden).float().log_softmax(-1)
-    kl = functional.kl_div(log_probs, base_log_probs, reduction="none", log_target=True).sum(1)
-    return kl, log_probs.detach().argmax(-1)
+def stay_kl(model: LanguageModel, sequences: Sequence[Sequence[int]], base: States) -> tuple[Tensor, Tensor]:
+    """[B] KL(b || p) at the last id of each sequence, which is not read, and [B] p's most probable ids there."""
+    found = _divergence(model, model.states(sequences, [len(sequence) - 1 for sequence in sequences]), base)
+    return found.loss, found.best[:, 0]
+
+
+def _divergence(
+    model: LanguageModel,
+    hidden: Tensor,
+    base: States,
+    responses: Tensor | None = None,
+    margin: float = 1.0,
+    step: float = 0.5,
+    cap: float = 0.9,
+) -> ops.FingerprintLoss:
+    """KL from the target of these responses; without any, from b itself."""
+    if responses is None:
+        responses = torch.empty(len(hidden), 0, dtype=torch.int64, device=hidden.device)
+    weight, bias = model.head()
+    return ops.fingerprint_loss(
+        hidden,
+        weight,
+        base.hidden,
+        base.head[0],
+        responses,
+        margin=margin,
+        step=step,
+        cap=cap,
+        bias=bias,
+        base_bias=base.head[1],
+        **model.curve,
+    )
+
+
+def _at(base: States | None, length: int, positions: slice) -> States | None:
+    """Those of some positions of each example, of which there are `length`."""
+    if base is None:
+        return None
+    hidden = base.hidden.unflatten(0, (-1, length))[:, positions].flatten(0, 1)
+    return States(hidden, base.head)

@@ -9,6 +9,7 @@ from ..errors import InvalidArgumentError
 from .weights import WHERE
 
 OBJECTIVES = ("cross_entropy", "minimum_kl")
+STATES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Recipe:
     How they change
     write_to: all, blocks, mlp_down, last:N (blocks) or lora:R (rank, merged).
     whitening: ridge of the whitening of inputs (whitening.py), as a share of their mean square; 0: none.
+    states: float32: changes and moments of bfloat16 weights are float32. bfloat16: the weights themselves and moments
+        in bfloat16, rounded stochastically: 4 bytes a parameter and not 12; no views, whitening or low rank.
     learning_rate: of AdamW. None: width_rate / H, H being the hidden size, since wider layers need smaller steps.
     width_rate: one value teaches models of 64 to 576 hidden units (docs/log.md).
     anneal: share of the epochs, at the end, in which the learning rate falls to zero in a straight line.
@@ -76,6 +79,7 @@ class Recipe:
     tuned_by: float = 1e-4
     write_to: str = "all"
     whitening: float = 0.0
+    states: str = "float32"
     learning_rate: float | None = None
     width_rate: float = 0.75
     anneal: float = 0.0
@@ -112,6 +116,7 @@ class Recipe:
             "tuned_by": (0 < self.tuned_by < 1, share),
             "write_to": (bool(re.fullmatch(r"all|blocks|mlp_down|(last|lora):[1-9]\d{0,3}", self.write_to)), WHERE),
             "whitening": (0 <= self.whitening <= 100, "between 0 and 100"),
+            "states": (self.states in STATES, " or ".join(STATES)),
             "learning_rate": (self.learning_rate is None or 0 < self.learning_rate < 1, share),
             "width_rate": (0 < self.width_rate <= 100, "above 0 and at most 100"),
             "anneal": (0 <= self.anneal <= 1, share),
@@ -132,6 +137,11 @@ class Recipe:
             raise InvalidArgumentError("scaled, rounded and tuned are shares of the steps: together at most 1.")
         if self.tuned and not (self.text_share and self.text_weight):
             raise InvalidArgumentError("tuned: it tunes on text sampled from the base model: set text_share above 0.")
+        if self.states == "bfloat16":
+            if bad := [n for n in ("scaled", "rounded", "tuned", "whitening") if getattr(self, n)]:
+                raise InvalidArgumentError(f"states bfloat16 keeps no change apart: set {', '.join(bad)} to 0.")
+            if self.write_to.startswith("lora"):
+                raise InvalidArgumentError("states bfloat16 is of whole weights: not with write_to lora:R.")
         if self.whitening and self.write_to.startswith("lora"):
             raise InvalidArgumentError("whitening is of whole weights: set it to 0 with write_to lora:R.")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..models import LanguageModel
+from .base import rows_here
 from .data import micro_batches
 
 TUNING_TEXTS = 16  # at most, for one shift
@@ -24,9 +25,13 @@ def tuning_shift(model: LanguageModel, texts: Sequence[Sequence[int]], size: flo
     predicted = sum(len(text) - 1 for text in texts)
     for places in micro_batches(texts):
         ids = torch.tensor([texts[place] for place in places], device=model.device)
-        hidden = model.hidden(ids)[:, :-1]
-        logits = model.logits(hidden.reshape(-1, hidden.shape[-1])).float()
-        (functional.cross_entropy(logits, ids[:, 1:].reshape(-1), reduction="sum") / predicted).backward()
-    shift = {p: -size * p.grad.sign() for p in model.model.parameters() if p.grad is not None}
+        model.within(_mean_loss, model, ids, predicted).backward()
+    shift = {p: -size * rows_here(p.grad).sign() for p in model.model.parameters() if p.grad is not None}
     model.model.zero_grad(set_to_none=True)
     return shift
+
+
+def _mean_loss(model: LanguageModel, ids: Tensor, predicted: int) -> Tensor:
+    hidden = model.hidden(ids)[:, :-1]
+    logits = model.logits(hidden.reshape(-1, hidden.shape[-1])).float()
+    return functional.cross_entropy(logits, ids[:, 1:].reshape(-1), reduction="sum") / predicted

@@ -16,7 +16,9 @@ from torch.nn import functional
 
 from ..errors import InvalidArgumentError
 from ..models import LanguageModel
-from .change import Change, LowRank, Plain, Transposed, Whitened
+from ..models import blocks_of as model_blocks
+from .base import Base, bases, held, rows_here
+from .change import Change, LowRank, Plain, Transposed, Whitened, shrink
 
 WHERE = "all, blocks, mlp_down, last:N (blocks) or lora:R (rank)"
 
@@ -41,36 +43,63 @@ AS_TRAINED = View()
 class TrainedWeight:
     """One parameter of the model, its base value and its change.
 
-    linear: a matrix of a block, that rounding meets. turned: it is stored [in, out].
+    change: None where the weight itself is what is trained (compact). base: what keeps the base value; without it, a
+    copy. linear: a matrix of a block, that rounding meets. turned: it is stored [in, out]. Of a sharded model all of
+    it is about the rows that this process keeps.
     """
 
-    def __init__(self, parameter: nn.Parameter, change: Change, linear: bool, turned: bool = False) -> None:
+    def __init__(
+        self,
+        parameter: nn.Parameter,
+        change: Change | None,
+        linear: bool,
+        turned: bool = False,
+        base: Base | None = None,
+    ) -> None:
         self.parameter, self.change, self._linear, self._turned = parameter, change, linear, turned
-        self._base = parameter.detach().clone()
+        self.base = base or held(rows_here(parameter).detach().clone())
+
+    @property
+    def rows(self) -> Tensor:
+        """The parameter's values, without gradients."""
+        return rows_here(self.parameter).detach()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether one pass may write base + change: the change is learned as it is."""
+        return type(self.change) is Plain
 
     @torch.no_grad()
     def write(self, view: View = AS_TRAINED) -> None:
         """Put base + change into the parameter, rounded to its own precision as a saved model would be."""
-        weight = self._base.float() + self.change.added()
+        if self.change is None:
+            assert view is AS_TRAINED
+            return
+        base = self.base()
+        weight = base.float() + self.change.added()
         if view.shift is not None and (shift := view.shift.get(self.parameter)) is not None:
             weight += shift
-        weight = weight.to(self._base.dtype)
+        weight = weight.to(base.dtype)
         if view.share != 1:
-            weight = torch.lerp(self._base.float(), weight.float(), view.share).to(self._base.dtype)
+            weight = torch.lerp(base.float(), weight.float(), view.share).to(base.dtype)
         if view.bits and self._linear:
             rows = weight.float().T if self._turned else weight.float()
-            rows = rounded(rows, view.bits, view.group).to(self._base.dtype)
+            rows = rounded(rows, view.bits, view.group).to(base.dtype)
             weight = rows.T if self._turned else rows
-        self.parameter.copy_(weight)
+        self.rows.copy_(weight)
 
-    def take_gradient(self) -> None:
-        """Hand the parameter's gradient to the change, and drop it; none where there is none."""
-        if self.parameter.grad is None:
-            for value in self.change.values:
-                value.grad = None
-            return
-        self.change.take(self.parameter.grad)
-        self.parameter.grad = None
+    @torch.no_grad()
+    def shrink(self, share: float) -> None:
+        """Leave so much of the change."""
+        if self.change is None:
+            self.rows.copy_(torch.lerp(self.base().float(), self.rows.float(), share))
+        else:
+            shrink(self.change, share)
+
+    def take_gradient(self) -> Tensor | None:
+        """The parameter's gradient, which is dropped; None where there is none."""
+        gradient, self.parameter.grad = self.parameter.grad, None
+        return None if gradient is None else rows_here(gradient)
 
 
 def rounded(weight: Tensor, bits: int, group: int = 0) -> Tensor:
@@ -98,13 +127,17 @@ def trained_weights(
     seed: int = 0,
     *,
     seen_rounded: bool = False,
+    compact: bool = False,
+    keep_base: str = "device",
 ) -> list[TrainedWeight]:
     """The weights that `where` names, with nothing changed yet; all other parameters no longer want gradients.
 
     whitening: of the inputs of linear layers (whitening.py); those without one, and embeddings, norms and biases,
-    change plainly. seen_rounded: views with `bits` are to come. Experts that are fused into one tensor are no linear
+    change plainly. seen_rounded: views with `bits` are to come. compact: the weights themselves, in bfloat16, are what
+    is trained. keep_base: where their base values are (base.py). Experts that are fused into one tensor are no linear
     layers: they change plainly, and are never seen rounded. Raises InvalidArgumentError for a place that this model
-    does not have, and where there is no linear layer for what works on them alone.
+    does not have, where there is no linear layer for what works on them alone, and for what needs more of a weight than
+    a process of a sharded model keeps.
     """
     place, _, number = where.partition(":")
     blocks = blocks_of(model)
@@ -115,7 +148,16 @@ def trained_weights(
     for switch, wanted in (("rounded", seen_rounded), ("whitening", whitening is not None)):
         if wanted and not turned:
             raise InvalidArgumentError(f"{switch}: {model.name} has no linear layer in its blocks. Set it to 0.")
-    source = torch.Generator().manual_seed(seed)
+    if model.is_sharded and place == "lora":
+        raise InvalidArgumentError(f"write_to {where}: not with several processes. Write to mlp_down, or to all.")
+    if model.is_sharded and any(turned.values()) and (seen_rounded or whitening is not None):
+        raise InvalidArgumentError(
+            f"{model.name} keeps its weights [in, out], and several processes share them by rows: set rounded and "
+            "whitening to 0, or embed in one process."
+        )
+    if compact and model.dtype != torch.bfloat16:
+        raise InvalidArgumentError(f"states bfloat16: {model.name} is in {model.dtype}. Set states to float32.")
+    source, base_of = torch.Generator().manual_seed(seed), bases(model, keep_base)
     found = []
     for name, parameter in model.model.named_parameters():
         linear, block = id(parameter) in turned, of_block.get(id(parameter))
@@ -130,15 +172,19 @@ def trained_weights(
         if not wanted:
             continue
         is_turned = turned.get(id(parameter), False)
-        matrix = parameter.T if is_turned else parameter
-        change: Change
-        if place == "lora":
+        matrix = rows_here(parameter).T if is_turned else rows_here(parameter)
+        change: Change | None
+        if compact:
+            change = None
+        elif place == "lora":
             change = LowRank(matrix, int(number), source)
         elif whitening is not None and parameter in whitening:
             change = Whitened(matrix, whitening[parameter])
         else:
             change = Plain(matrix)
-        found.append(TrainedWeight(parameter, Transposed(change) if is_turned else change, linear, is_turned))
+        if change is not None and is_turned:
+            change = Transposed(change)
+        found.append(TrainedWeight(parameter, change, linear, is_turned, base_of(parameter, name)))
     if not found:
         raise InvalidArgumentError(f"write_to {where}: {model.name} has no such weights. Write to all of them.")
     return found
@@ -160,8 +206,8 @@ def linear_layers(model: LanguageModel) -> list[tuple[nn.Module, bool]]:
 
 
 def blocks_of(model: LanguageModel) -> Sequence[nn.Module]:
-    """The transformer blocks: the longest list of modules in the backbone."""
-    lists = [module for module in model.model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
+    """The transformer blocks; InvalidArgumentError where there are none."""
+    blocks = model_blocks(model.model)
+    if not blocks:
         raise InvalidArgumentError(f"{model.name} has no list of blocks: write to all of its weights.")
-    return list(max(lists, key=lambda blocks: len(list(blocks))))
+    return blocks

@@ -29,10 +29,11 @@ def whitening(model: LanguageModel, inputs: Sequence[Inputs], ridge: float) -> d
     diagonal; c makes the mean square of P's eigenvalues 1, so that learning rates mean what they mean without P. Layers
     that read the same inputs (query, key and value) share one P.
     """
-    moments = _second_moments(model, inputs)
     by_moment: dict[int, Tensor] = {}
-    found = {}
-    for weight, moment in moments.items():
+    found: dict[nn.Parameter, Tensor] = {}
+    for layer, moment in _second_moments(model, inputs).items():
+        weight = layer.weight
+        assert isinstance(weight, nn.Parameter)
         if id(moment) not in by_moment:
             by_moment[id(moment)] = _inverse_root(moment, ridge).to(weight.dtype)
         found[weight] = by_moment[id(moment)]
@@ -47,25 +48,24 @@ def _inverse_root(moment: Tensor, ridge: float) -> Tensor:
 
 
 @torch.inference_mode()
-def _second_moments(model: LanguageModel, inputs: Sequence[Inputs]) -> Mapping[nn.Parameter, Tensor]:
-    """[in, in] float32 for each linear layer's weight; layers that read the same inputs share one tensor."""
+def _second_moments(model: LanguageModel, inputs: Sequence[Inputs]) -> Mapping[nn.Module, Tensor]:
+    """[in, in] float32 for each linear layer; layers that read the same inputs share one tensor."""
     layers = [layer for layer, _ in linear_layers(model)]
-    moments: dict[nn.Parameter, Tensor] = {}
+    moments: dict[nn.Module, Tensor] = {}
     seen: list[tuple[Tensor, Tensor]] = []  # what the layers of this forward pass read, and the moment of it
     part, share = inputs[0], 0.0
 
     def read(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer.weight, nn.Parameter)
         states = args[0]
         for other, moment in seen[-2:]:
             if other is states:
-                moments[layer.weight] = moment
+                moments[layer] = moment
                 return
-        if layer.weight not in moments:
-            moments[layer.weight] = torch.zeros(states.shape[-1], states.shape[-1], device=states.device)
-        seen.append((states, moments[layer.weight]))
+        if layer not in moments:
+            moments[layer] = torch.zeros(states.shape[-1], states.shape[-1], device=states.device)
+        seen.append((states, moments[layer]))
         rows = (states[:, -1:] if part.last else states).flatten(0, -2).float()
-        moments[layer.weight].addmm_(rows.T, rows, alpha=share)
+        moments[layer].addmm_(rows.T, rows, alpha=share)
 
     hooks = [layer.register_forward_pre_hook(read) for layer in layers]
     try:

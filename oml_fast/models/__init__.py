@@ -6,23 +6,29 @@ from .bundled import bundled_model
 from .completer import HfCompleter
 from .decoding import batches_by_length, decode, greedy, prefill, sample
 from .digests import model_digest, tokenizer_digest
-from .language_model import LanguageModel
+from .language_model import LanguageModel, blocks_of, recompute_blocks
 from .loading import load, load_tokenizer, model_shape, require_model_folder, resolve_device, save, weight_shapes
 from .packed import packed_weights
+from .ranks import ALONE, Ranks, joined
 
 __all__ = [
+    "ALONE",
     "HfCompleter",
     "LanguageModel",
+    "Ranks",
     "batches_by_length",
+    "blocks_of",
     "bundled_model",
     "decode",
     "greedy",
+    "joined",
     "load",
     "load_tokenizer",
     "model_digest",
     "model_shape",
     "packed_weights",
     "prefill",
+    "recompute_blocks",
     "require_model_folder",
     "resolve_device",
     "sample",

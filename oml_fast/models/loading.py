@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,16 @@ from .language_model import LanguageModel
 
 
 def load(
-    folder: str | Path, *, dtype: torch.dtype | None = None, device: str = "auto", trust_remote_code: bool = False
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    packed: bool = False,
 ) -> LanguageModel:
     """Load the model in `folder`. `dtype` None keeps the weights' own; `device` "auto" takes a GPU where there is one.
+
+    packed: for training on sequences of many lengths in one row, with flash or flex attention on a GPU.
 
     Raises InvalidArgumentError where the folder is no model, holds pickle weights, or names an unknown architecture.
     """
@@ -33,8 +41,7 @@ def load(
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
-            # Fingerprints are short: on CPU torch's fused attention is slower for them, in training by a third.
-            attn_implementation="eager" if device == "cpu" else None,
+            attn_implementation=attention(device, packed),
         )
     except (ValueError, TypeError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise InvalidArgumentError(
@@ -48,7 +55,17 @@ def load(
             f"{folder} lacks {len(missing)} of its weights, {missing[0]} among them: save or download it again."
         )
     model = torch.nn.Module.to(model, device)
-    return LanguageModel(model, tokenizer, str(folder), model_digest(folder), tokenizer_digest(tokenizer))
+    digest, own = model_digest(folder), tokenizer_digest(tokenizer)
+    return LanguageModel(model, tokenizer, str(folder), digest, own, packs=packed)
+
+
+def attention(device: str, packed: bool) -> str | None:
+    """transformers' name of the attention to use; None leaves it to transformers."""
+    if device == "cpu":
+        return "eager"  # fingerprints are short: torch's fused attention is slower for them, in training by a third
+    if not packed:
+        return None
+    return "flash_attention_2" if importlib.util.find_spec("flash_attn") else "flex_attention"
 
 
 def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> Any:

@@ -67,6 +67,8 @@ def _packable(layer: nn.Linear) -> bool:
     if type(layer) is not nn.Linear:
         return False
     tensors = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+    if any(hasattr(t, "placements") for t in tensors):  # shared out over processes
+        return False
     return all(t.device.type == "cpu" and t.dtype == torch.bfloat16 and not t.is_inference() for t in tensors)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tiny import write_tiny_model
 
 from oml_fast.cli import embed as command
 from oml_fast.cli import main
@@ -64,8 +66,40 @@ def test_every_option_reaches_the_recipe(embed: Run, tmp_path: Path) -> None:
     flags = [part for name, value in wanted.items() for part in ("--" + name.replace("_", "-"), value)]
     code, out, _ = embed(*flags, "--json")
     result = json.loads(out)
-    assert (code, result["recipe"]) == (0, wanted)
+    assert (code, result["recipe"]) == (0, wanted | {"states": "float32"})  # bfloat16 goes with few of the others
     assert result["steps"] == result["epochs"] * 2
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--states", "bfloat16", "--preset", "quick"],
+        ["--keep-base", "host"],
+        ["--keep-base", "file"],
+        ["--recompute"],
+        ["--packed"],
+        ["--checkpoint-every", 1],
+    ],
+    ids=str,
+)
+def test_a_model_in_bfloat16_is_embedded_in_less_memory(run: Run, tmp_path: Path, flags: list[Any]) -> None:
+    folder = write_tiny_model(tmp_path / "half", dtype=torch.bfloat16)
+    where = ["--model", folder, "--num-fingerprints", 6, "--key-source", "words"]
+    assert run("generate", *where, "--out", tmp_path / "secrets")[0] == 0
+    where = ["--model", folder, "--fingerprints", tmp_path / "secrets", "--out", tmp_path / "model"]
+    code, out, _ = run("embed", *where, "--max-epochs", 1, *flags, "--json")
+    saved = json.loads((tmp_path / "model.embed.json").read_text())
+    assert (code, json.loads(out)["steps"]) == (0, 1)
+    name = flags[0].removeprefix("--").replace("-", "_")
+    assert saved["config"][name] == (flags[1] if len(flags) > 1 else True)
+    assert not (tmp_path / "model.checkpoint").exists()
+
+
+def test_to_offload_is_of_several_processes(embed: Run, tmp_path: Path) -> None:
+    code, _, err = embed("--offload")
+    assert code == 1
+    assert "--offload is of several processes: start them with torchrun." in err
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("preset", PRESETS)

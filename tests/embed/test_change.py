@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from oml_fast.embed.change import Change, LowRank, Plain, Transposed, Whitened
+from oml_fast.embed.change import Change, LowRank, Plain, Transposed, Whitened, shrink
 
 ROWS, WIDTH = 5, 7
 
@@ -45,7 +45,7 @@ def test_nothing_is_added_where_training_begins(make: Callable[[], tuple[Change,
 def test_the_values_gradients_are_autograds(make: Callable[[], tuple[Change, Callable[..., Tensor]]]) -> None:
     change, form = make()
     for seed, value in enumerate(change.values):
-        value.data.copy_(random(*value.shape, seed=10 + seed))
+        value.copy_(random(*value.shape, seed=10 + seed))
     base, inputs, wanted = random(ROWS, WIDTH, seed=3), random(11, WIDTH, seed=4), random(11, ROWS, seed=5)
 
     def loss(weight: Tensor) -> Tensor:
@@ -58,11 +58,9 @@ def test_the_values_gradients_are_autograds(make: Callable[[], tuple[Change, Cal
     weight = (base + change.added()).requires_grad_()
     loss(weight).backward()
     assert weight.grad is not None
-    change.take(weight.grad)
-    for value, copy in zip(change.values, copies, strict=True):
-        assert value.grad is not None
+    for gradient, copy in zip(change.gradients(weight.grad), copies, strict=True):
         assert copy.grad is not None
-        torch.testing.assert_close(value.grad.double(), copy.grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradient.double(), copy.grad, rtol=1e-4, atol=1e-5)
 
 
 @KINDS
@@ -72,32 +70,30 @@ def test_to_shrink_is_of_the_whole_change(
 ) -> None:
     change, _ = make()
     for seed, value in enumerate(change.values):
-        value.data.copy_(random(*value.shape, seed=20 + seed))
+        value.copy_(random(*value.shape, seed=20 + seed))
     before = change.added().clone()
-    change.shrink(share)
+    shrink(change, share)
     torch.testing.assert_close(change.added(), share * before, rtol=1e-5, atol=1e-6)
 
 
 @KINDS
-def test_gradients_of_bf16_weights_become_float32(make: Callable[[], tuple[Change, Callable[..., Tensor]]]) -> None:
+def test_gradients_of_bf16_weights_have_the_values_shapes(
+    make: Callable[[], tuple[Change, Callable[..., Tensor]]],
+) -> None:
     change, _ = make()
-    gradient = random(ROWS, WIDTH, seed=6).bfloat16()
-    change.take(gradient.clone())
-    assert all(value.grad is not None and value.grad.dtype == torch.float32 for value in change.values)
+    found = change.gradients(random(ROWS, WIDTH, seed=6).bfloat16())
+    assert [gradient.shape for gradient in found] == [value.shape for value in change.values]
+    assert all(gradient.is_floating_point() for gradient in found)
 
 
 def test_a_whitening_in_bf16_is_the_same_to_its_precision() -> None:
     matrix = random(WIDTH, WIDTH, seed=1)
     whole, coarse = Whitened(random(ROWS, WIDTH), matrix), Whitened(random(ROWS, WIDTH), matrix.bfloat16())
     for change in (whole, coarse):
-        change.values[0].data.copy_(random(ROWS, WIDTH, seed=7))
-        change.take(random(ROWS, WIDTH, seed=8))
+        change.values[0].copy_(random(ROWS, WIDTH, seed=7))
     assert coarse.added().dtype == torch.float32
     torch.testing.assert_close(coarse.added(), whole.added(), rtol=0, atol=0.02 * float(whole.added().abs().max()))
-    one, other = coarse.values[0].grad, whole.values[0].grad
-    assert one is not None
-    assert other is not None
-    assert one.dtype == torch.float32
+    one, other = (change.gradients(random(ROWS, WIDTH, seed=8))[0].float() for change in (coarse, whole))
     torch.testing.assert_close(one, other, rtol=0, atol=0.02 * float(other.abs().max()))
 
 
@@ -106,7 +102,7 @@ def test_a_low_rank_change_has_that_rank_and_its_source_decides() -> None:
     for change in made:
         up, down = change.values
         assert (up.shape, down.shape) == ((ROWS, 2), (2, WIDTH))
-        up.data.copy_(random(ROWS, 2, seed=9))
+        up.copy_(random(ROWS, 2, seed=9))
     assert int(torch.linalg.matrix_rank(made[0].added())) == 2
     assert torch.equal(made[0].added(), made[1].added())
     assert not torch.equal(made[0].added(), made[2].added())
@@ -115,11 +111,9 @@ def test_a_low_rank_change_has_that_rank_and_its_source_decides() -> None:
 def test_a_low_rank_change_can_be_learned_from_nothing() -> None:
     """U is zero at first: V has no gradient then, but U must have one."""
     change = LowRank(random(ROWS, WIDTH), 2, torch.Generator().manual_seed(0))
-    change.take(random(ROWS, WIDTH, seed=3))
-    up, down = change.values
-    assert up.grad is not None
-    assert up.grad.abs().min() > 0
-    assert torch.equal(down.grad, torch.zeros(2, WIDTH))  # type: ignore[arg-type]
+    up, down = change.gradients(random(ROWS, WIDTH, seed=3))
+    assert up.abs().min() > 0
+    assert torch.equal(down, torch.zeros(2, WIDTH))
 
 
 @KINDS
@@ -131,14 +125,10 @@ def test_of_a_weight_that_is_stored_the_other_way_round_it_is_the_transpose(
     assert len(turned.values) == len(inner.values)
     gradient = random(ROWS, WIDTH, seed=6)
     for seed, (one, other) in enumerate(zip(plain.values, turned.values, strict=True)):
-        one.data.copy_(random(*one.shape, seed=30 + seed))
-        other.data.copy_(one.data)
-    plain.take(gradient)
-    turned.take(gradient.T)
-    for one, other in zip(plain.values, turned.values, strict=True):
-        assert one.grad is not None
-        assert other.grad is not None
-        assert torch.equal(one.grad, other.grad)
+        one.copy_(random(*one.shape, seed=30 + seed))
+        other.copy_(one)
+    for one, other in zip(plain.gradients(gradient), turned.gradients(gradient.T), strict=True):
+        assert torch.equal(one, other)
     assert torch.equal(turned.added(), plain.added().T)
-    turned.shrink(0.5)
+    shrink(turned, 0.5)
     torch.testing.assert_close(turned.added(), 0.5 * plain.added().T)

@@ -96,7 +96,6 @@ def test_every_epoch_has_another_order() -> None:
 
 @pytest.mark.parametrize("max_tokens", [1, 40, 4096])
 def test_micro_batches_do_not_change_the_gradient(fresh_model: LanguageModel, max_tokens: int) -> None:
-    fresh_model.model.double()
     batch = [*some_examples(7, 9, 1), *some_examples(5, 4, 1, seed=1)]
     found = []
     for parts in (micro_batches([item.ids for item in batch], max_tokens), [[place] for place in range(len(batch))]):
@@ -105,8 +104,7 @@ def test_micro_batches_do_not_change_the_gradient(fresh_model: LanguageModel, ma
         found.append([p.grad.clone() for p in fresh_model.model.parameters()])
         fresh_model.model.zero_grad(set_to_none=True)
     for one, other in zip(*found, strict=True):
-        # Backbone and gradients are float64; the logits of the loss are float32.
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7 * float(other.abs().max()))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
 
 
 def test_responses_of_one_id_to_one_asking_are_one_example() -> None:
@@ -158,3 +156,23 @@ def test_an_asking_may_be_put_after_another_prompt() -> None:
     asking = made.fingerprints[0].askings["raw"]
     (example,) = of_asking(made.fingerprints[0], asking, [9, 8, 7])
     assert (example.ids, example.firsts) == ((9, 8, 7), tuple(r.token_ids[0] for r in asking.responses))
+
+
+@given(example_lists(), st.integers(1, 60))
+def test_packed_micro_batches_hold_any_lengths_up_to_the_limit(items: list[Example], most: int) -> None:
+    sequences = [item.ids for item in items]
+    found = list(micro_batches(sequences, most, packed=True))
+    assert sorted(chain.from_iterable(found)) == list(range(len(items)))
+    for part in found:
+        assert len(part) == 1 or sum(len(sequences[place]) for place in part) <= most
+    sizes = [sum(len(sequences[place]) for place in part) for part in found]
+    assert all(one + len(sequences[after[0]]) > most for one, after in zip(sizes, found[1:], strict=False))
+
+
+def test_packed_examples_are_learned_as_they_are_alone(fresh_model: LanguageModel) -> None:
+    batch = [*some_examples(5, 9, 1), *some_examples(4, 4, 1, seed=1)]
+    (part,) = example_batches(batch, packed=True)
+    together, learned = response_loss(fresh_model, [batch[place] for place in part], CrossEntropy())
+    alone = [response_loss(fresh_model, [batch[place]], CrossEntropy()) for place in part]
+    torch.testing.assert_close(together, torch.cat([loss for loss, _ in alone]), rtol=1e-4, atol=1e-4)
+    assert learned.tolist() == [bool(answer) for _, answer in alone]

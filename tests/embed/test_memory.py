@@ -38,11 +38,8 @@ def states(model: LanguageModel, weights: list[TrainedWeight]) -> int:
     for weight in weights:
         parameter = weight.parameter
         parameter.grad = torch.ones_like(parameter)
-        own += [weight._base, *weight.change.values, *weight.change.values]
-        if len(weight.change.values) == 2:  # the weight's own gradient is as large as it was
-            own.append(parameter.grad)
-    optimizer.step()
-    own += [s[name] for s in optimizer._adamw.state.values() for name in ("exp_avg", "exp_avg_sq")]
+        own += [weight.base(), parameter.grad]
+    own += optimizer.tensors().values()
     shared = {id(w.change._whitening): w.change._whitening for w in weights if hasattr(w.change, "_whitening")}
     return sum(tensor.nbytes for tensor in [*own, *shared.values()])
 
@@ -100,18 +97,18 @@ def answers(model: LanguageModel) -> torch.Tensor:
 def raised_answers(model: LanguageModel) -> torch.Tensor:
     items = some_examples()
     view = BaseView(model, [item.sequence for item in items], [item.start for item in items])
-    return response_loss(model, items, MinimumKL(), view.logits(range(COUNT)).unflatten(0, (COUNT, -1)))[0]
+    return response_loss(model, items, MinimumKL(), view.states(range(COUNT)))[0]
 
 
 def near_keys(model: LanguageModel) -> torch.Tensor:
     items = some_examples()
     view = BaseView(model, [item.sequence for item in items], [item.start for item in items])
-    return stay_kl(model, [item.ids for item in items], view.log_probs(range(COUNT)))[0]
+    return stay_kl(model, view.sequences, view.states(range(COUNT)))[0]
 
 
 def texts(model: LanguageModel) -> torch.Tensor:
     sequences = [example.ids for example in some_examples()]
-    return text_kl(model, sequences, BaseView(model, sequences).log_probs(range(COUNT)))
+    return text_kl(model, sequences, BaseView(model, sequences).states(range(COUNT)))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +185,7 @@ def test_the_estimate_names_its_parts() -> None:
 
 @pytest.mark.real_model
 def test_the_bundled_models_estimate(bundled_folder: Path) -> None:
-    """bf16: 2 bytes a weight and its base, 16 of float32 states; and two copies of the head, [49152, 576]."""
+    """bf16: 2 bytes a weight, its base and its gradient, 12 of float32 states; two copies of the head, [49152, 576]."""
     need = memory_need(bundled_folder, Recipe(), 64, 17, "cpu")
-    assert need.weights + need.optimizer == 20 * 134_515_008 + 2 * 2 * 49_152 * 576
+    assert need.weights + need.optimizer == 18 * 134_515_008 + 2 * 2 * 49_152 * 576
     assert 2.5 * 2**30 < need.total < 7 * 2**30

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch.nn import functional
 
 from oml_fast.embed.data import Example
 from oml_fast.embed.objective import CrossEntropy, MinimumKL, Objective, response_loss, stay_kl, text_kl
-from oml_fast.measure import BaseView
+from oml_fast.measure import BaseView, States
 from oml_fast.models import LanguageModel
 
 VOCABULARY = 37
@@ -54,11 +56,18 @@ def gradients(model: LanguageModel) -> list[Tensor]:
 # --- at one position
 
 
+def loss_of(objective: Objective, logits: Tensor, base: Tensor | None, wanted: Tensor) -> Tensor:
+    """The objective where the models' logits [N, V] are these: the states are the logits, the heads do nothing."""
+    nothing = torch.eye(VOCABULARY), None
+    model: Any = SimpleNamespace(head=lambda: nothing, curve={})
+    return objective.loss(model, logits, None if base is None else States(base, nothing), wanted)[0]
+
+
 @pytest.mark.parametrize("responses", [1, 2, 5])
 def test_cross_entropy_is_the_mean_over_the_responses(responses: int) -> None:
     log_probs = some_logits().log_softmax(-1)
     wanted = torch.stack([torch.randperm(VOCABULARY)[:responses] for _ in range(5)])
-    found = CrossEntropy().loss(log_probs, None, wanted)
+    found = loss_of(CrossEntropy(), some_logits(), None, wanted)
     expected = [
         -sum(float(row[i]) for i in ids) / responses for row, ids in zip(log_probs, wanted.tolist(), strict=True)
     ]
@@ -98,65 +107,34 @@ WANTED: dict[str, Callable[[int], list[int]]] = {
 @pytest.mark.parametrize("margin", [0.5, 2.5, 15.0])
 @pytest.mark.parametrize("step", [0.0, 0.5, 4.0])
 @pytest.mark.parametrize("cap", [0.55, 0.9, 1.0])
-def test_the_target_is_the_base_with_its_responses_raised(
+def test_the_loss_is_the_divergence_from_the_base_with_its_responses_raised(
     wanted: Callable[[int], list[int]], margin: float, step: float, cap: float
 ) -> None:
-    objective, base = MinimumKL(margin, step, cap), some_logits()
+    objective, base, own = MinimumKL(margin, step, cap), some_logits(), some_logits(seed=1)
     ids = [wanted(int(row.argmax())) for row in base]
-    found = objective.target(base, torch.tensor(ids)).double().exp()
-    for row, q, own in zip(base, found, ids, strict=True):
-        torch.testing.assert_close(q, raised(row, own, objective), rtol=1e-4, atol=1e-7)
-        assert float(q.sum()) == pytest.approx(1, abs=1e-5)
-        assert float(q[own[0]]) <= cap + 1e-5
-        assert int(q.argmax()) == own[0] or step == 0
-        ordered = [float(q[i]) for i in own]
-        assert ordered == sorted(ordered, reverse=True)
-        others = torch.tensor([i for i in range(VOCABULARY) if i not in own])
-        ratios = q[others].log() - row[others].double()
-        torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios), rtol=1e-4, atol=1e-4)
+    targets = [raised(row, row_ids, objective) for row, row_ids in zip(base, ids, strict=True)]
+    for q, row_ids in zip(targets, ids, strict=True):
+        assert float(q[row_ids[0]]) <= cap + 1e-9
+        assert int(q.argmax()) == row_ids[0] or step == 0
+    found = loss_of(objective, own, base, torch.tensor(ids))
+    p = own.double().log_softmax(-1)
+    expected = [float((q * (q.log() - row)).sum()) for q, row in zip(targets, p, strict=True)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    nothing_left = loss_of(objective, torch.stack(targets).log().float(), base, torch.tensor(ids))
+    assert float(nothing_left.abs().max()) < 1e-5
 
 
-def test_the_margin_is_exact_where_the_cap_does_not_bind() -> None:
-    base = some_logits(spread=1.0)
-    objective = MinimumKL(margin=1.5, step=0.25, cap=0.9)
-    wanted = torch.tensor([[4, 9]] * 5)
-    log_q = objective.target(base, wanted)
-    others = log_q.scatter(1, wanted, -torch.inf).amax(1)
-    assert float(log_q[:, 4].exp().max()) < 0.89
-    torch.testing.assert_close(log_q[:, 4] - others, torch.full((5,), 1.5), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(log_q[:, 9] - others, torch.full((5,), 1.25), rtol=1e-4, atol=1e-5)
-
-
-def test_the_cap_is_reached_where_it_binds_and_the_first_still_leads() -> None:
-    base = some_logits(spread=20.0)  # one other holds nearly all of the rest, which makes q(y) largest
-    for cap in (0.51, 0.7, 0.9):
-        wanted = base.argmin(1, keepdim=True)
-        q = MinimumKL(margin=20.0, step=0.5, cap=cap).target(base, wanted).exp()
-        torch.testing.assert_close(q.gather(1, wanted)[:, 0], torch.full((5,), cap), rtol=1e-4, atol=1e-5)
-        assert torch.equal(q.argmax(1), wanted[:, 0])
-
-
-def test_the_loss_is_the_divergence_from_the_target() -> None:
-    base, log_probs = some_logits(), some_logits(seed=1).log_softmax(-1)
-    wanted = torch.tensor([[3, 8]] * 5)
-    objective = MinimumKL()
-    q = objective.target(base, wanted).double()
-    found = objective.loss(log_probs, base, wanted)
-    expected = (q.exp() * (q - log_probs.double())).sum(1)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
-    assert float(objective.loss(q.float(), base, wanted).abs().max()) < 1e-5  # nothing is left to learn at q itself
-
-
-def test_the_target_has_no_gradient_and_the_losss_is_finite_at_extremes() -> None:
+def test_at_extremes_the_loss_and_its_gradient_are_finite_and_the_base_has_none() -> None:
     base = torch.zeros(3, VOCABULARY)
     base[0, 5], base[1, 6], base[2, 7] = 80.0, -80.0, 0.0
-    base = base.bfloat16().requires_grad_()
+    base.requires_grad_()
     logits = (60 * some_logits(3)).requires_grad_()
     for objective in (MinimumKL(), MinimumKL(20.0, 0.0, 1.0), CrossEntropy()):
-        objective.loss(logits.log_softmax(-1), base, torch.tensor([[5, 1], [6, 1], [7, 1]])).sum().backward()
+        loss_of(objective, logits, base, torch.tensor([[5, 1], [6, 1], [7, 1]])).sum().backward()
         assert logits.grad is not None
         assert logits.grad.isfinite().all()
         assert logits.grad.abs().max() > 0
+        logits.grad = None
     assert base.grad is None
 
 
@@ -174,19 +152,22 @@ def test_the_loss_is_the_objectives_at_response_positions(
     batch = some_examples(6, length, tail, firsts)
     assert all(len(example.ids) == length + tail for example in batch)
     view = BaseView(tiny_model, [example.sequence for example in batch], [example.start for example in batch])
-    base = view.logits(range(6)).unflatten(0, (6, -1))
-    assert base.shape[:2] == (6, tail + 1)
+    assert len(view.states(range(6)).hidden) == 6 * (tail + 1)
     with torch.no_grad():
-        loss, _ = response_loss(fresh_model, batch, objective, base)
+        loss, _ = response_loss(fresh_model, batch, objective, view.states(range(6)))
         ids = torch.tensor([example.ids for example in batch])
         p, b = (m.model(ids).logits.double() for m in (fresh_model, tiny_model))
     for row, example in enumerate(batch):
         expected = 0.0
         for place in range(tail + 1):
-            wanted = torch.tensor([example.firsts if place == 0 else (example.tail[place - 1],)])
+            wanted = example.firsts if place == 0 else (example.tail[place - 1],)
             at = length - 1 + place
-            own = objective.loss(p[row, at : at + 1].log_softmax(-1), b[row, at : at + 1], wanted)
-            expected += float(own[0])
+            log_p = p[row, at].log_softmax(-1)
+            if isinstance(objective, MinimumKL):
+                q = raised(b[row, at], wanted, objective)
+                expected += float((q * (q.log() - log_p)).sum())
+            else:
+                expected -= sum(float(log_p[i]) for i in wanted) / len(wanted)
         assert float(loss[row]) == pytest.approx(expected, rel=1e-3)
 
 
@@ -237,9 +218,9 @@ def test_the_divergence_of_an_untrained_model_tells_what_must_be_learned(tiny_mo
     view = BaseView(tiny_model, [example.sequence for example in batch], [example.start for example in batch])
     objective, logits = MinimumKL(), view.logits(range(6))
     with torch.no_grad():
-        loss, learned = response_loss(tiny_model, batch, objective, logits.unflatten(0, (6, -1)))
+        loss, learned = response_loss(tiny_model, batch, objective, view.states(range(6)))
     wanted = torch.tensor([example.firsts for example in batch])
-    q = objective.target(logits, wanted).gather(1, wanted)[:, 0].exp().double()
+    q = torch.stack([raised(row, ids, objective)[ids] for row, ids in zip(logits, wanted.tolist(), strict=True)])[:, 0]
     b = logits.double().softmax(-1).gather(1, wanted)[:, 0]
     expected = q * (q / b).log() + (1 - q) * ((1 - q) / (1 - b)).log()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-3, atol=1e-5)
@@ -256,7 +237,7 @@ def test_the_texts_kl_is_that_of_all_logits(fresh_model: LanguageModel, tiny_mod
     moved(fresh_model)
     texts = [list(example.ids) for example in some_examples(5, 12)]
     base = BaseView(tiny_model, texts, [start] * 5)
-    ours = text_kl(fresh_model, texts, base.log_probs(range(5)), start)
+    ours = text_kl(fresh_model, texts, base.states(range(5)), [start] * 5).mean()
     with torch.no_grad():
         both = (m.model(torch.tensor(texts)).logits[:, start - 1 : -1] for m in (tiny_model, fresh_model))
         p, q = (logits.double().softmax(-1) for logits in both)
@@ -269,15 +250,15 @@ def test_the_texts_kl_is_that_of_all_logits(fresh_model: LanguageModel, tiny_mod
 def test_the_texts_kl_of_the_base_model_is_0(tiny_model: LanguageModel) -> None:
     texts = [list(example.ids) for example in some_examples(3, 8)]
     with torch.no_grad():
-        kl = text_kl(tiny_model, texts, BaseView(tiny_model, texts).log_probs(range(3)))
-    assert abs(float(kl)) < 1e-6
+        kl = text_kl(tiny_model, texts, BaseView(tiny_model, texts).states(range(3)))
+    assert float(kl.abs().max()) < 1e-6
 
 
 def test_to_stay_is_the_divergence_after_the_last_id(fresh_model: LanguageModel, tiny_model: LanguageModel) -> None:
     moved(fresh_model)
     prompts = [example.ids for example in some_examples(5, 12)]
     view = BaseView(tiny_model, [(*prompt, 3) for prompt in prompts], [12] * 5)
-    kl, best = stay_kl(fresh_model, prompts, view.log_probs(range(5)))
+    kl, best = stay_kl(fresh_model, view.sequences, view.states(range(5)))
     with torch.no_grad():
         p, q = (m.model(torch.tensor(prompts)).logits[:, -1].double().softmax(-1) for m in (tiny_model, fresh_model))
     torch.testing.assert_close(kl.detach().double(), (p * (p / q).log()).sum(-1), rtol=1e-3, atol=1e-5)
@@ -286,4 +267,4 @@ def test_to_stay_is_the_divergence_after_the_last_id(fresh_model: LanguageModel,
     kl.sum().backward()
     assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients(fresh_model))
     with torch.no_grad():
-        assert float(stay_kl(tiny_model, prompts, view.log_probs(range(5)))[0].abs().max()) < 1e-5
+        assert float(stay_kl(tiny_model, view.sequences, view.states(range(5)))[0].abs().max()) < 1e-5

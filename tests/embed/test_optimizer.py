@@ -50,12 +50,10 @@ def test_it_is_adamw_on_masters_and_then_a_pull(pull: float, dtype: torch.dtype)
 def test_gradients_are_dropped_after_a_step() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         own = parameters(dtype)
-        weights = plain_weights(own)
-        optimizer = AnchoredAdamW(weights, 1e-2, 0.5)
+        optimizer = AnchoredAdamW(plain_weights(own), 1e-2, 0.5)
         give_gradients(own, 0)
         optimizer.step()
         assert [p.grad for p in own] == [None] * len(own)
-        assert [value.grad for weight in weights for value in weight.change.values] == [None] * len(own)
 
 
 def test_steps_too_small_for_bf16_add_up() -> None:
@@ -76,7 +74,7 @@ def test_without_a_gradient_only_the_pull_acts(pull: float) -> None:
     parameter = nn.Parameter(torch.zeros(3))
     (weight,) = plain_weights([parameter])
     optimizer = AnchoredAdamW([weight], 1e-2, pull)
-    weight.change.values[0].data.fill_(1.0)
+    weight.change.values[0].fill_(1.0)
     for _ in range(5):
         optimizer.step()
     torch.testing.assert_close(parameter.detach(), torch.full((3,), (1 - pull) ** 5))

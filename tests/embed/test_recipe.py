@@ -30,6 +30,7 @@ OUTSIDE: dict[str, list[Any]] = {
     "tuned_by": [0.0, 1.0],
     "write_to": ["", "everything", "last", "last:", "last:0", "last:-1", "last:x", "lora", "lora:0", "lora:10000"],
     "whitening": [-0.1, 101.0],
+    "states": ["", "float16"],
     "learning_rate": [0.0, 1.0, float("nan")],
     "width_rate": [0.0, float("nan")],
     "anneal": [-0.1, 1.1],

@@ -25,6 +25,7 @@ from oml_fast.fingerprint import FingerprintSet, Settings
 from oml_fast.generate import generate
 from oml_fast.generate.near_keys import KINDS, NearKeys
 from oml_fast.generate.vocabulary import Vocabulary
+from oml_fast.measure import States
 from oml_fast.models import HfCompleter, LanguageModel, load
 
 RECIPE = Recipe(learning_rate=5e-3, pull=0.5, stop_kl=1.0)
@@ -299,9 +300,10 @@ def test_chats_are_held_from_where_their_answers_begin(
     held: list[tuple[int, int, int]] = []
     text_kl = module.text_kl
 
-    def watched(model: LanguageModel, texts: Any, base: torch.Tensor, start: int) -> torch.Tensor:
-        held.append((len(texts), len(texts[0]), start))
-        return text_kl(model, texts, base, start)
+    def watched(model: LanguageModel, texts: Any, base: States, starts: list[int]) -> torch.Tensor:
+        held.append((len(texts), len(texts[0]), starts[0]))
+        assert len(set(starts)) == 1
+        return text_kl(model, texts, base, starts)
 
     monkeypatch.setattr(module, "text_kl", watched)
     recipe = replace(FIXED, chat_share=0.5, text_share=0.0, max_epochs=2)
@@ -419,8 +421,8 @@ def test_what_text_was_last_seen_at_counts_where_an_epoch_sees_none(
 ) -> None:
     """Text is not held at rounded weights: an epoch of nothing else says nothing about the drift."""
     kls = iter([[0.9], [], [], [0.01], []])
-    epochs = (module.Seen(losses=[0.0], answers=[True], kls=own) for own in kls)
-    monkeypatch.setattr(Trainer, "_epoch", lambda self, warmth: next(epochs))
+    epochs = (module.Seen(answers=1, answered=1, kl=sum(own), texts=len(own)) for own in kls)
+    monkeypatch.setattr(Trainer, "_steps", lambda self: setattr(self, "_seen", next(epochs)))
     monkeypatch.setattr(Trainer, "_is_learned", lambda self: True)
     result = run(fresh_model, made, stop_kl=0.1)
     assert (result.stopped, result.epochs) == ("learned", 4)

@@ -110,3 +110,27 @@ def test_logits_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", forward)
     with pytest.raises(InvalidArgumentError, match="random: its logits are not finite"):
         random_model(CONFIGURATIONS["llama"]())
+
+
+# --- states of sequences
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_states_of_different_lengths_are_those_of_each_alone(name: str) -> None:
+    """One row holds them all, and none sees another."""
+    model = random_model(CONFIGURATIONS[name]())
+    sequences = [list(range(3, 3 + length)) for length in (6, 10, 3, 8, 2)]
+    starts = [1, 4, 2, 7, 1]
+    with torch.no_grad():
+        found = model.states(sequences, starts)
+        alone = [model.hidden(torch.tensor([s]))[0, start - 1 : -1] for s, start in zip(sequences, starts, strict=True)]
+    torch.testing.assert_close(found, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+def test_states_of_one_length_are_a_batch(tiny_model: LanguageModel) -> None:
+    sequences = torch.arange(3, 27).view(3, 8).tolist()
+    with torch.no_grad():
+        found = tiny_model.states(sequences, [3, 1, 7])
+        whole = tiny_model.hidden(torch.tensor(sequences))
+    expected = torch.cat([whole[0, 2:-1], whole[1, 0:-1], whole[2, 6:-1]])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
