@@ -281,6 +281,8 @@ def _require_memory(options: argparse.Namespace, folder: Path, recipe: Recipe, f
     prompts = [len(asking.prompt_ids) for f in fingerprints for asking in f.askings.values()]
     longest = max(prompts, default=0) + settings.response_length
     count = len(prompts) * settings.responses_per_key
-    need = memory_need(require_model_folder(folder), recipe, count, longest, resolve_device(options.device))
+    need = memory_need(
+        require_model_folder(folder), recipe, count, longest, resolve_device(options.device), options.keep_base
+    )
     say(str(need))
     need.require_fit()

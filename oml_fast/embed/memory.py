@@ -55,7 +55,9 @@ class MemoryNeed:
             raise InvalidArgumentError(f"{self}: use a machine with more memory, or a smaller model.")
 
 
-def memory_need(folder: Path, recipe: Recipe, num_examples: int, longest: int, device: str) -> MemoryNeed:
+def memory_need(
+    folder: Path, recipe: Recipe, num_examples: int, longest: int, device: str, keep_base: str = "device"
+) -> MemoryNeed:
     """Estimate from the headers of the weights and the configuration in `folder`; nothing is loaded.
 
     `num_examples` sequences of at most `longest` token ids are trained on.
@@ -66,8 +68,10 @@ def memory_need(folder: Path, recipe: Recipe, num_examples: int, longest: int, d
     precision = size / parameters
     trained = [weight for weight in weights if _is_trained(weight, weights, layers, recipe.write_to)]
     trained_size = sum(weight.size for weight in trained)
-    base = trained_size + int(_HEADS * vocabulary * hidden * precision)
-    states = sum(_state_bytes(weight, recipe.write_to) for weight in trained)
+    # On a CPU the host is the device.
+    kept = keep_base == "device" or (keep_base == "host" and not device.startswith("cuda"))
+    base = trained_size * kept + int(_HEADS * vocabulary * hidden * precision)
+    states = sum(_state_bytes(weight, recipe) for weight in trained)
     states += trained_size if recipe.tuned else 0  # what tuning adds to each
     entries = _whitening_entries(weights, hidden) if recipe.whitening else 0
     # The whitening is measured in float32, before there are any states.
@@ -117,9 +121,14 @@ def _is_trained(weight: _Weight, weights: list[_Weight], layers: int, where: str
     }[place]
 
 
-def _state_bytes(weight: _Weight, where: str) -> int:
-    """The gradient, and in float32 the change and its two moments; for a low rank those of two factors."""
-    place, _, rank = where.partition(":")
+def _state_bytes(weight: _Weight, recipe: Recipe) -> int:
+    """The gradient, and in float32 the change and its two moments; for a low rank those of two factors.
+
+    Of a weight that is trained as it is, in bfloat16, the gradient and its two moments.
+    """
+    if recipe.states == "bfloat16":
+        return weight.size + 4 * weight.parameters
+    place, _, rank = recipe.write_to.partition(":")
     learned = int(rank) * sum(weight.shape) if place == "lora" else weight.parameters
     return weight.size + 12 * learned
 

@@ -189,3 +189,16 @@ def test_the_bundled_models_estimate(bundled_folder: Path) -> None:
     need = memory_need(bundled_folder, Recipe(), 64, 17, "cpu")
     assert need.weights + need.optimizer == 18 * 134_515_008 + 2 * 2 * 49_152 * 576
     assert 2.5 * 2**30 < need.total < 7 * 2**30
+
+
+def test_less_is_needed_where_less_is_kept(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "model", dtype=torch.bfloat16)
+    whole, size = memory_need(folder, RECIPE, COUNT, LENGTH, "cpu"), weight_bytes(folder)
+    compact = memory_need(folder, replace(RECIPE, states="bfloat16"), COUNT, LENGTH, "cpu")
+    assert whole.optimizer - compact.optimizer == 4 * size  # 8 bytes for each parameter of 2
+    assert whole.weights - memory_need(folder, RECIPE, COUNT, LENGTH, "cpu", "file").weights == size
+    assert whole == replace(memory_need(folder, RECIPE, COUNT, LENGTH, "cpu", "host"), available=whole.available)
+
+
+def weight_bytes(folder: Path) -> int:
+    return sum(parameter.nbytes for parameter in load(folder, device="cpu").model.parameters())
