@@ -1,7 +1,8 @@
 """Drives CMake for `oml_fast._native`; everything else stands in pyproject.toml.
 
-Two variables decide: OML_FAST_NATIVE=0 builds without a compiler (the package then computes with torch alone), and
-OML_FAST_REQUIRE_NATIVE=1, for CI, refuses a build without native code whatever else is set.
+Three variables decide: OML_FAST_NATIVE=0 builds without a compiler (the package then computes with torch alone);
+OML_FAST_REQUIRE_NATIVE=1, for CI, refuses a build without native code whatever else is set; and OML_FAST_CUDA=0 builds
+without CUDA kernels, 1 not without them, auto (the default) with them where a CUDA compiler is found.
 """
 
 from __future__ import annotations
@@ -27,9 +28,18 @@ def _native_wanted() -> bool:
     for name, value in (("OML_FAST_NATIVE", native), ("OML_FAST_REQUIRE_NATIVE", required)):
         if value not in ("0", "1"):
             raise SetupError(f"{name} is {value!r}: set it to 0 or 1")
+    if _cuda() == "1" and native == "0":
+        raise SetupError("OML_FAST_NATIVE=0 contradicts OML_FAST_CUDA=1: unset one of them")
     if required == "1" and native == "0":
         raise SetupError("OML_FAST_NATIVE=0 contradicts OML_FAST_REQUIRE_NATIVE=1: unset one of them")
     return native == "1"
+
+
+def _cuda() -> str:
+    wanted = os.environ.get("OML_FAST_CUDA", "auto")
+    if wanted not in ("0", "1", "auto"):
+        raise SetupError(f"OML_FAST_CUDA is {wanted!r}: set it to 0, 1 or auto")
+    return wanted
 
 
 def _tool(name: str, directory_attribute: str) -> str | None:
@@ -63,6 +73,7 @@ class CMakeBuild(build_ext):
         definitions = [
             f"-DOML_FAST_MODULE={target.name}",
             f"-DOML_FAST_MODULE_DIR={target.parent}",
+            f"-DOML_FAST_CUDA={_cuda()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
@@ -77,7 +88,11 @@ setup(
     # `kernels` is also the import name of a Hugging Face package: ours is mapped into oml_fast, never on sys.path.
     packages=[*find_packages(include=["oml_fast", "oml_fast.*"]), "oml_fast.kernels"],
     package_dir={"oml_fast.kernels": "kernels"},
-    package_data={"oml_fast": ["py.typed"], "oml_fast.report": ["*.json", "*.j2", "*.css"]},
+    package_data={
+        "oml_fast": ["py.typed"],
+        "oml_fast.plan": ["*.json"],
+        "oml_fast.report": ["*.json", "*.j2", "*.css"],
+    },
     ext_modules=[Extension("oml_fast._native", sources=[])] if _native_wanted() else [],
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,

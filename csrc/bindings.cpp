@@ -8,6 +8,7 @@
 #include "anchored_adamw.h"
 #include "cpu_dispatch.h"
 #include "perinucleus.h"
+#include "perinucleus_cuda.h"
 
 namespace py = pybind11;
 using namespace oml_fast;
@@ -35,27 +36,51 @@ py::tuple isa_names() {
     return names;
 }
 
+PerinucleusArgs perinucleus_args(std::uintptr_t logits, int dtype, std::int64_t rows, std::int64_t vocab,
+                                 std::int64_t row_stride, std::uintptr_t admissible, double threshold,
+                                 std::int64_t width, std::uintptr_t token_ids, std::uintptr_t probs,
+                                 std::uintptr_t nucleus_size, std::uintptr_t nucleus_mass, std::uintptr_t status) {
+    return {pointer<const void>(logits),
+            static_cast<Dtype>(dtype),
+            rows,
+            vocab,
+            row_stride,
+            pointer<const std::uint8_t>(admissible),
+            threshold,
+            width,
+            pointer<std::int64_t>(token_ids),
+            pointer<double>(probs),
+            pointer<std::int64_t>(nucleus_size),
+            pointer<double>(nucleus_mass),
+            pointer<std::uint8_t>(status)};
+}
+
 void call_perinucleus(std::uintptr_t logits, int dtype, std::int64_t rows, std::int64_t vocab, std::int64_t row_stride,
                       std::uintptr_t admissible, double threshold, std::int64_t width, std::uintptr_t token_ids,
                       std::uintptr_t probs, std::uintptr_t nucleus_size, std::uintptr_t nucleus_mass,
                       std::uintptr_t status, int threads, const std::string& isa) {
-    const PerinucleusArgs args{pointer<const void>(logits),
-                               static_cast<Dtype>(dtype),
-                               rows,
-                               vocab,
-                               row_stride,
-                               pointer<const std::uint8_t>(admissible),
-                               threshold,
-                               width,
-                               pointer<std::int64_t>(token_ids),
-                               pointer<double>(probs),
-                               pointer<std::int64_t>(nucleus_size),
-                               pointer<double>(nucleus_mass),
-                               pointer<std::uint8_t>(status)};
+    const PerinucleusArgs args =
+        perinucleus_args(logits, dtype, rows, vocab, row_stride, admissible, threshold, width, token_ids, probs,
+                         nucleus_size, nucleus_mass, status);
     const Isa chosen = isa_from_name(isa);
     const py::gil_scoped_release release;
     perinucleus(args, threads, chosen);
 }
+
+#if defined(OML_FAST_HAS_CUDA)
+void call_perinucleus_cuda(std::uintptr_t logits, int dtype, std::int64_t rows, std::int64_t vocab,
+                           std::int64_t row_stride, std::uintptr_t admissible, double threshold, std::int64_t width,
+                           std::uintptr_t token_ids, std::uintptr_t probs, std::uintptr_t nucleus_size,
+                           std::uintptr_t nucleus_mass, std::uintptr_t status, std::uintptr_t workspace, int device,
+                           std::uintptr_t stream) {
+    const PerinucleusArgs args =
+        perinucleus_args(logits, dtype, rows, vocab, row_stride, admissible, threshold, width, token_ids, probs,
+                         nucleus_size, nucleus_mass, status);
+    const py::gil_scoped_release release;
+    const char* problem = perinucleus_cuda(args, pointer<void>(workspace), device, pointer<void>(stream));
+    if (problem) throw std::runtime_error(std::string("perinucleus on CUDA: ") + problem);
+}
+#endif
 
 void call_anchored_adamw(std::int64_t n, std::uintptr_t gradient, int gradient_dtype, std::uintptr_t change,
                          std::uintptr_t first_moment, std::uintptr_t second_moment, std::uintptr_t base,
@@ -90,6 +115,17 @@ PYBIND11_MODULE(_native, m) {
           py::arg("row_stride"), py::arg("admissible"), py::arg("threshold"), py::arg("width"), py::arg("token_ids"),
           py::arg("probs"), py::arg("nucleus_size"), py::arg("nucleus_mass"), py::arg("status"), py::arg("threads"),
           py::arg("isa"));
+#if defined(OML_FAST_HAS_CUDA)
+    m.attr("HAS_CUDA") = true;
+    m.def("perinucleus_cuda", &call_perinucleus_cuda, py::arg("logits"), py::arg("dtype"), py::arg("rows"),
+          py::arg("vocab"), py::arg("row_stride"), py::arg("admissible"), py::arg("threshold"), py::arg("width"),
+          py::arg("token_ids"), py::arg("probs"), py::arg("nucleus_size"), py::arg("nucleus_mass"), py::arg("status"),
+          py::arg("workspace"), py::arg("device"), py::arg("stream"));
+    m.def("perinucleus_cuda_workspace", &perinucleus_cuda_workspace, py::arg("rows"), py::arg("width"),
+          "Bytes of device memory that perinucleus_cuda needs.");
+#else
+    m.attr("HAS_CUDA") = false;
+#endif
     m.def("anchored_adamw", &call_anchored_adamw, py::arg("n"), py::arg("gradient"), py::arg("gradient_dtype"),
           py::arg("change"), py::arg("first_moment"), py::arg("second_moment"), py::arg("base"), py::arg("weight"),
           py::arg("weight_dtype"), py::arg("beta1"), py::arg("gain1"), py::arg("beta2"), py::arg("gain2"),

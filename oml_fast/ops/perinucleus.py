@@ -46,6 +46,7 @@ def perinucleus(
     *,
     backend: str = "auto",
     num_threads: int | None = None,
+    checked: bool = True,
 ) -> Perinucleus:
     """[B, V] logits -> the first W = `num_candidates` admissible tokens after each row's nucleus, in order.
 
@@ -53,24 +54,27 @@ def perinucleus(
     threshold: in [0, 1); the nucleus is the shortest prefix of the tokens (p falling, ties by id rising) whose mass
         reaches it, so 0 makes it one token.
     admissible: [V] bool, on the device of the logits; None admits all.
-    backend: "auto", "reference", "torch" (any device) or "native" (CPU). All agree wherever the float64 mass at the
-        boundary is more than 2e-7 away from the threshold; nearer, the nucleus may end one token earlier or later.
+    backend: "auto", "reference", "torch" (any device), "native" (CPU), "cuda" (NVIDIA GPUs, where oml_fast was built
+        with CUDA) or "triton" (GPUs, and Triton's interpreter). All agree wherever the float64 mass at the boundary is
+        more than 2e-7 away from the threshold; nearer, the nucleus may end one token earlier or later. "native" and
+        "cuda" give the same bits.
     num_threads: for "native" only, default torch.get_num_threads(); changes no result.
+    checked: whether a row with NaN, +inf or nothing but -inf raises, which waits for a GPU. With False such a row has
+        token_ids -1, probs 0, nucleus_size 0, nucleus_mass 0 and is short, and with "cuda" and "triton" nothing waits:
+        a CUDA graph can capture it.
 
-    Raises InvalidArgumentError, for a row with NaN, +inf or nothing but -inf too (it names the row), and
-    BackendUnavailableError. Source: Scalable Fingerprinting of Large Language Models, arXiv 2502.07760, section 3.1.
+    An op of torch: torch.compile takes it into a graph. Raises InvalidArgumentError, which names the first row that
+    cannot be used, and BackendUnavailableError. Source: Scalable Fingerprinting of Large Language Models, arXiv
+    2502.07760, section 3.1.
     """
     _check_logits(logits)
     _check_numbers(threshold, num_candidates, logits.shape[1], num_threads)
     _check_admissible(admissible, logits)
-    chosen = backends.resolve("perinucleus", backend, logits.device.type)
-    if len(logits) == 0:
-        return _empty(num_candidates, logits.device)
-    logits = logits.detach()
-    threads = torch.get_num_threads() if num_threads is None else num_threads
-    rows = _BACKENDS[chosen](logits, float(threshold), int(num_candidates), admissible, threads)
-    _check_rows(rows.status)
-    return Perinucleus(*rows[:4], short=rows.status == RowStatus.SHORT)
+    token_ids, probs, size, mass, status = _rows(
+        logits.detach(), float(threshold), num_candidates, admissible, backend, num_threads or 0, checked
+    )
+    # As an int: torch.compile would compare the tensor with the enum's member as Python objects.
+    return Perinucleus(token_ids, probs, size, mass, short=status != int(RowStatus.OK))
 
 
 def _check_logits(logits: Tensor) -> None:
@@ -124,10 +128,62 @@ def _check_rows(status: Tensor) -> None:
         raise InvalidArgumentError(f"row {row} of logits {what}: mend the model's output, or leave that row out.")
 
 
-def _empty(width: int, device: torch.device) -> Perinucleus:
-    ids = torch.empty(0, width, dtype=torch.int64, device=device)
-    probs = torch.empty(0, width, dtype=torch.float64, device=device)
-    return Perinucleus(ids, probs, ids[:, 0], probs[:, 0], ids[:, 0] < 0)
+@torch.library.custom_op("oml_fast::perinucleus", mutates_args=())
+def _rows(
+    logits: Tensor,
+    threshold: float,
+    width: int,
+    admissible: Tensor | None,
+    backend: str,
+    num_threads: int,
+    checked: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The columns of PerinucleusRows. What takes real memory stands here, since `perinucleus` itself may be traced."""
+    chosen = backends.resolve("perinucleus", backend, logits.device.type)
+    if len(logits) == 0:
+        return _unwritten(logits, width)
+    rows = _BACKENDS[chosen](logits, threshold, width, admissible, num_threads or torch.get_num_threads())
+    if checked:
+        _check_rows(rows.status)
+    return rows
+
+
+@_rows.register_fake
+def _(
+    logits: Tensor,
+    threshold: float,
+    width: int,
+    admissible: Tensor | None,
+    backend: str,
+    num_threads: int,
+    checked: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    backends.resolve("perinucleus", backend, logits.device.type)
+    return _unwritten(logits, width)
+
+
+def _unwritten(logits: Tensor, width: int) -> PerinucleusRows:
+    rows = len(logits)
+    return PerinucleusRows(
+        token_ids=logits.new_empty((rows, width), dtype=torch.int64),
+        probs=logits.new_empty((rows, width), dtype=torch.float64),
+        nucleus_size=logits.new_empty((rows,), dtype=torch.int64),
+        nucleus_mass=logits.new_empty((rows,), dtype=torch.float64),
+        status=logits.new_empty((rows,), dtype=torch.uint8),
+    )
+
+
+def _without_bad_rows(rows: PerinucleusRows) -> PerinucleusRows:
+    """For backends that leave anything in such rows."""
+    token_ids, probs, size, mass, status = rows
+    bad = status > RowStatus.SHORT
+    return PerinucleusRows(
+        token_ids.masked_fill(bad[:, None], -1),
+        probs.masked_fill(bad[:, None], 0),
+        size.masked_fill(bad, 0),
+        mass.masked_fill(bad, 0),
+        status,
+    )
 
 
 def _reference(logits: Tensor, threshold: float, width: int, admissible: Tensor | None, _: int) -> PerinucleusRows:
@@ -135,36 +191,55 @@ def _reference(logits: Tensor, threshold: float, width: int, admissible: Tensor 
 
 
 def _torch(logits: Tensor, threshold: float, width: int, admissible: Tensor | None, _: int) -> PerinucleusRows:
-    return perinucleus_torch.perinucleus(logits, threshold, width, admissible)
+    return _without_bad_rows(perinucleus_torch.perinucleus(logits, threshold, width, admissible))
 
 
 def _native(logits: Tensor, threshold: float, width: int, admissible: Tensor | None, threads: int) -> PerinucleusRows:
+    def call(*arguments: float) -> None:
+        backends.native().perinucleus(*arguments, threads, backends.cpu_isa())
+
+    return _compiled(call, logits, threshold, width, admissible)
+
+
+def _cuda(logits: Tensor, threshold: float, width: int, admissible: Tensor | None, _: int) -> PerinucleusRows:
+    native = backends.native()
+    with torch.cuda.device(logits.device):
+        bytes_needed = native.perinucleus_cuda_workspace(len(logits), width)
+        workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=logits.device)
+
+        def call(*arguments: float) -> None:
+            stream = torch.cuda.current_stream().cuda_stream
+            native.perinucleus_cuda(*arguments, workspace.data_ptr(), logits.device.index, stream)
+
+        return _compiled(call, logits, threshold, width, admissible)
+
+
+def _compiled(
+    call: Callable[..., None], logits: Tensor, threshold: float, width: int, admissible: Tensor | None
+) -> PerinucleusRows:
+    """From tensors to the pointers and sizes that native code takes."""
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     if admissible is not None:
         admissible = admissible.contiguous()
-    rows, vocab = logits.shape
-    out = PerinucleusRows(
-        token_ids=torch.empty(rows, width, dtype=torch.int64),
-        probs=torch.empty(rows, width, dtype=torch.float64),
-        nucleus_size=torch.empty(rows, dtype=torch.int64),
-        nucleus_mass=torch.empty(rows, dtype=torch.float64),
-        status=torch.empty(rows, dtype=torch.uint8),
-    )
-    backends.native().perinucleus(
+    out = _unwritten(logits, width)
+    call(
         logits.data_ptr(),
         DTYPES.index(logits.dtype),
-        rows,
-        vocab,
+        *logits.shape,
         logits.stride(0),
         0 if admissible is None else admissible.data_ptr(),
         threshold,
         width,
         *(tensor.data_ptr() for tensor in out),
-        threads,
-        backends.cpu_isa(),
     )
     return out
+
+
+def _triton(logits: Tensor, threshold: float, width: int, admissible: Tensor | None, _: int) -> PerinucleusRows:
+    from ..kernels import perinucleus as kernels
+
+    return _without_bad_rows(PerinucleusRows(*kernels.perinucleus(logits, threshold, width, admissible)))
 
 
 # The names are those of backends.OFFERED.
@@ -172,4 +247,6 @@ _BACKENDS: dict[str, Callable[[Tensor, float, int, Tensor | None, int], Perinucl
     "reference": _reference,
     "torch": _torch,
     "native": _native,
+    "cuda": _cuda,
+    "triton": _triton,
 }
