@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgumentError
 from ..fingerprint import FORMATS, KEY_SOURCES
-from .common import add_model_options, finish, load_model, model_folder, names, prepare, resolved, say, table
+from .common import (
+    add_model_options,
+    device_here,
+    finish,
+    is_first,
+    is_torchrun,
+    load_model,
+    model_folder,
+    names,
+    prepare,
+    resolved,
+    say,
+    table,
+)
 
 if TYPE_CHECKING:
     from ..fingerprint import FingerprintSet, Settings
-    from ..generate import Generation
+    from ..generate import Generation, Unfinished
+    from ..generate.keys import KeySampler
 
 HELP = "make secret fingerprints for a base model"
 PRESETS = ("harmless", "robust", "quick", "paper")  # of generate and embed, whose tables need torch
 COSTS = (0.95, 0.5, 0.1)
+
+KEY_ENGINES = ("transformers", "vllm")
 
 SET, SECRET, RESULT, PARTIAL = "fingerprints.json", "secret", "generate.json", "unfinished.jsonl"
 
@@ -42,40 +63,85 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--key-temperature", type=float, help="of sampled keys (default: 0.7, paper 0.5)")
     parser.add_argument("--keys", type=Path, metavar="FILE", help="your own keys, one a line or a JSON list")
+    parser.add_argument(
+        "--key-engine", choices=KEY_ENGINES, default="transformers", help="continues keys (default: transformers)"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="candidates a batch (default: 64)")
+    parser.add_argument("--shard", metavar="I/N", help="only this share, from 1 (default: all, or torchrun's share)")
     parser.add_argument("--backend", default="auto", help="of the op perinucleus: auto, native, torch or reference")
 
 
 def run(options: argparse.Namespace) -> None:
-    generation = make(options)
-    finish(options, generation.to_json(), summary(generation, options.out, options.preset))
+    """Print the result where the set is there now, otherwise which shards are still missing."""
+    from ..generate import Generation, Unfinished
+
+    made = _make(options)
+    if isinstance(made, Generation):
+        finish(options, made.to_json(), summary(made, options.out, options.preset))
+    elif isinstance(made, Unfinished):
+        shard, absent = "/".join(map(str, made.shard)), [f"{index}/{made.shard[1]}" for index in made.missing]
+        result = {"shard": shard, "fingerprints": made.fingerprints, "missing": absent}
+        text = f"shard {shard} is done, {made.fingerprints} of {options.num_fingerprints} fingerprints are there; "
+        finish(options, result, f"{text}still missing: {', '.join(absent)}")
+    else:
+        finish(options, made, f"another process has finished the set: it is in {options.out / SET}")
 
 
 def make(options: argparse.Namespace) -> Generation:
     """Generate into `options.out`, or go on where an earlier run was stopped; writes set, secret and result."""
-    settings = _settings(options)
-    partial_path = _own_folder(options.out)
-    from ..files import SECRET_MODE, write_json
-    from ..generate import generate, read_keys
+    from ..generate import Generation
+
+    made = _make(options)
+    if not isinstance(made, Generation):
+        raise InvalidArgumentError(f"{options.out} holds one share of a set: make it whole with oml-fast generate.")
+    return made
+
+
+def _make(options: argparse.Namespace) -> Generation | Unfinished | dict[str, Any]:
+    """The set; or, of a shard, what is missing, or the result that another process has written."""
+    settings, shard = _settings(options), _shard(options)
+    with _locked(options.out):
+        if (others := _finished(options, shard)) is not None:
+            return others
+        _own_folder(options.out)
+        secret = _secret(options)
+    from ..generate import Unfinished, generate_shard, read_keys
 
     keys = read_keys(options.keys) if options.keys else None
     prepare()
-    model = load_model(options, model_folder(options.model))
-    generation = generate(
-        model,
-        options.num_fingerprints,
-        _secret(options),
-        settings=settings,
-        keys=keys,
-        batch_size=options.batch_size,
-        backend=options.backend,
-        partial_path=partial_path,
-        progress=True,
-    )
-    write_json(options.out / RESULT, {"config": resolved(options), "result": generation.to_json()}, SECRET_MODE)
-    generation.fingerprints.save(options.out / SET)
-    partial_path.unlink(missing_ok=True)
-    return generation
+    folder = model_folder(options.model)
+    with _key_sampler(options, folder) as sampler:
+        model = load_model(_here(options), folder)
+        if (others := _finished(options, shard)) is not None:
+            return others  # before this process was ready
+        made = generate_shard(
+            model,
+            options.num_fingerprints,
+            secret,
+            shard,
+            settings=settings,
+            keys=keys,
+            key_sampler=sampler,
+            batch_size=options.batch_size,
+            backend=options.backend,
+            partial_path=options.out / PARTIAL,
+            progress=is_first(),
+        )
+    with _locked(options.out):
+        if (others := _finished(options, shard)) is not None:
+            _remove_units(options.out)
+            return others
+        if not isinstance(made, Unfinished):
+            _write(options, made)
+    return made
+
+
+def _write(options: argparse.Namespace, made: Generation) -> None:
+    from ..files import SECRET_MODE, write_json
+
+    write_json(options.out / RESULT, {"config": resolved(options), "result": made.to_json()}, SECRET_MODE)
+    made.fingerprints.save(options.out / SET)
+    _remove_units(options.out)
 
 
 def summary(generation: Generation, out: Path, preset: str) -> str:
@@ -84,15 +150,19 @@ def summary(generation: Generation, out: Path, preset: str) -> str:
     dropped = {"duplicate": generation.duplicates_dropped, **generation.rejected}
     left_out = ", ".join(f"{reason} {n}" for reason, n in dropped.items() if n) or "none"
     costs = [(fsr, keys_for(generation.fingerprints, fsr)) for fsr in COSTS]
+    entropy, bits = result["collision_entropy_bits"], result["mean_key_bits"]
+    hardness = "unknown, of your own keys" if bits is None else f"{bits:.0f} bits, collision entropy {entropy:.0f} bits"
     rows = [
         ("fingerprints", f"{len(generation.fingerprints)} in {out / SET}"),
         ("candidates left out", left_out),
+        ("how hard keys are to guess", hardness),
         ("mean response probability", f"{result['mean_response_prob']:.4f} under the base model"),
         (
             "time",
-            f"{generation.seconds:.1f} s, {generation.sampling_seconds / generation.seconds:.1%} of it sampling "
-            f"({generation.backend})",
+            f"{generation.seconds:.1f} s, {result['seconds_per_thousand']:.0f} s a thousand, "
+            f"{generation.sampling_seconds / generation.seconds:.1%} of it sampling ({generation.backend})",
         ),
+        ("peak memory", f"{generation.peak_memory_bytes / 2**30:.1f} GiB"),
         ("keys to a verdict at 1e-6", ", ".join(f"{n or 'too many'} at FSR {fsr:g}" for fsr, n in costs)),
     ]
     return (
@@ -123,18 +193,95 @@ def _settings(options: argparse.Namespace) -> Settings:
     return replace(PRESETS[options.preset], **{name: value for name, value in given.items() if value is not None})
 
 
-def _own_folder(out: Path) -> Path:
-    """Where the unfinished work of `out` is kept; refuses a folder that holds anything but an unfinished run."""
+def _shard(options: argparse.Namespace) -> tuple[int, int]:
+    """(i, n): the share that --shard names, or torchrun."""
+    from .. import settings
+
+    if not options.shard:
+        return settings.shard() or (1, 1)
+    index, _, count = options.shard.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise InvalidArgumentError(f"shard {options.shard!r}: write i/n with i between 1 and n, as in 1/3.")
+    return int(index), int(count)
+
+
+def _here(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with the device of this process, where torchrun started several."""
+    return argparse.Namespace(**{**vars(options), "device": device_here(options.device)}) if is_torchrun() else options
+
+
+@contextlib.contextmanager
+def _key_sampler(options: argparse.Namespace, folder: Path) -> Iterator[KeySampler | None]:
+    """vLLM's engine on the base model where --key-engine asks for it."""
+    if options.key_engine != "vllm":
+        yield None
+        return
+    if is_torchrun():
+        raise InvalidArgumentError(
+            "--key-engine vllm under torchrun: vLLM starts its own processes. Use --shard, once a GPU."
+        )
+    from ..serving.vllm_keys import VllmKeys
+
+    sampler = VllmKeys(folder, trust_remote_code=options.trust_remote_code)
+    with sampler:
+        yield sampler
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The folder, made where it is not there, for this process alone: shards begin and end at the same time."""
     from ..files import cannot_write
 
-    known = {SECRET, PARTIAL, f"{PARTIAL}.new", RESULT}
-    if (out / SET).exists() or (out.exists() and (not out.is_dir() or {f.name for f in out.iterdir()} - known)):
-        raise InvalidArgumentError(f"{out} already exists and is not empty: choose another --out or remove it.")
+    if out.exists() and not out.is_dir():
+        raise _not_ours(out)
     try:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY)
     except OSError as error:
         raise cannot_write(out, error) from error
-    return out / PARTIAL
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _finished(options: argparse.Namespace, shard: tuple[int, int]) -> dict[str, Any] | None:
+    """The result of the set that another shard of the same options has written, None where there is none."""
+    if shard[1] == 1 or not (options.out / SET).exists():
+        return None
+    if not (options.out / RESULT).is_file():
+        raise _not_ours(options.out)
+    kept = json.loads((options.out / RESULT).read_text())
+    own = json.loads(json.dumps(resolved(options)))
+    if any(kept["config"].get(name) != own[name] for name in own if name not in ("out", "shard", "device")):
+        raise _not_ours(options.out)
+    return dict(kept["result"])
+
+
+def _own_folder(out: Path) -> None:
+    """Refuse a folder that holds anything but an unfinished run."""
+    known = {SECRET, RESULT, *(file.name for file in _units(out))}
+    begun = tuple(f".{name}." for name in (SECRET, RESULT, SET))  # left by a kill while that file was written
+    others = {file.name for file in out.iterdir() if not file.name.startswith(begun)} - known
+    if (out / SET).exists() or others:
+        raise _not_ours(out)
+
+
+def _not_ours(out: Path) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{out} already exists and is not empty: choose another --out or remove it.")
+
+
+def _units(out: Path) -> list[Path]:
+    from ..generate import unit_files
+
+    return unit_files(out / PARTIAL)
+
+
+def _remove_units(out: Path) -> None:
+    for file in _units(out):
+        file.unlink(missing_ok=True)
 
 
 def _secret(options: argparse.Namespace) -> bytes:
@@ -142,7 +289,7 @@ def _secret(options: argparse.Namespace) -> bytes:
 
     path = options.secret or options.out / SECRET
     if options.secret is None and not path.exists():
-        if (options.out / PARTIAL).exists():
+        if _units(options.out):
             raise InvalidArgumentError(f"{path} is gone, but {options.out} holds work begun with it: restore it.")
         write_secret(path, new_secret())
         say(f"new secret in {path}")

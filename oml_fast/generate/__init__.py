@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .generation import Generation, generate
+from .generation import Generation, Unfinished, generate, generate_shard
 from .keys import read_keys
 from .presets import PRESETS
+from .units import unit_files
 
-__all__ = ["PRESETS", "Generation", "generate", "read_keys"]
+__all__ = ["PRESETS", "Generation", "Unfinished", "generate", "generate_shard", "read_keys", "unit_files"]

@@ -38,30 +38,75 @@ class KeyMaker(Protocol):
     def make(self, numbers: range) -> list[KeyCandidate]: ...
 
 
+class KeySampler(Protocol):
+    """Another engine that continues keys, such as vLLM: its randomness comes from seeds, and it makes the batches."""
+
+    @property
+    def name(self) -> str:
+        """The engine, its version, device and dtype: keys are the same again only where all these are."""
+        ...
+
+    def sample_keys(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        length: int,
+        *,
+        temperature: float,
+        allowed: Sequence[int],
+    ) -> list[tuple[list[int], list[float]]]:
+        """For each prompt and seed (below 2**53) `length` ids out of `allowed`, and their sampling probabilities."""
+        ...
+
+
 class ModelKeys:
     """Sentences that start with a word of the vocabulary, continued by a language model at a low temperature [SF 3.1].
 
     The word and every sampled token come from the secret and the number. The word is put into the model's mouth, so no
-    artefact of the instruction ("Sure, here is ...") can start a key.
+    artefact of the instruction ("Sure, here is ...") can start a key. Of what the prompts begin with alike, each batch
+    reads the model's template once (`prefill`).
     """
 
     limit = None
 
     def __init__(
-        self, model: LanguageModel, vocabulary: Vocabulary, settings: Settings, secret: bytes, batch_size: int
+        self,
+        model: LanguageModel,
+        vocabulary: Vocabulary,
+        settings: Settings,
+        secret: bytes,
+        batch_size: int,
+        sampler: KeySampler | None = None,
     ):
         self._model, self._vocabulary, self._settings = model, vocabulary, settings
-        self._secret, self._batch_size = secret, batch_size
+        self._secret, self._batch_size, self._sampler = secret, batch_size, sampler
         self._parts = [b"key", model.digest.encode(), settings.digest().encode()]
 
     def make(self, numbers: range) -> list[KeyCandidate]:
-        length = self._settings.key_length
-        draws = {n: uniforms(self._secret, [*self._parts, str(n).encode()], length) for n in numbers}
-        words = {n: _pick(self._vocabulary.words, draw[0]).capitalize() for n, draw in draws.items()}
-        prompts = [self._prompt(words[n]) for n in numbers]
-        keys: dict[int, KeyCandidate] = {}
+        draws = [self._uniforms(n, self._settings.key_length) for n in numbers]
+        words = [_pick(self._vocabulary.words, draw[0]).capitalize() for draw in draws]
+        prompts = [self._prompt(word) for word in words]
+        if self._sampler is None:
+            continued = self._sample(prompts, [draw[1:] for draw in draws])
+        else:
+            continued = self._sampler.sample_keys(
+                prompts,
+                [int(self._uniforms(n, 1, b"seed")[0] * 2**53) for n in numbers],
+                self._settings.key_length - 1,
+                temperature=self._settings.key_temperature,
+                allowed=self._vocabulary.plain.nonzero().squeeze(1).tolist(),
+            )
+        return [self._key(n, word, *made) for n, word, made in zip(numbers, words, continued, strict=True)]
+
+    def _uniforms(self, number: int, count: int, *parts: bytes) -> list[float]:
+        return uniforms(self._secret, [*self._parts, str(number).encode(), *parts], count)
+
+    def _sample(
+        self, prompts: Sequence[Sequence[int]], draws: Sequence[Sequence[float]]
+    ) -> list[tuple[list[int], list[float]]]:
+        """With the base model itself: each prompt's ids and their sampling probabilities, decided by its uniforms."""
+        continued: list[tuple[list[int], list[float]]] = [([], [])] * len(prompts)
         for places in batches_by_length(prompts, self._batch_size):
-            chosen = [numbers[place] for place in places]
             logits, cache = prefill(self._model, [prompts[place] for place in places], cache=True)
             assert cache is not None
             ids, probs = sample(
@@ -69,13 +114,13 @@ class ModelKeys:
                 logits,
                 cache,
                 # In float32 a uniform next to 1 would become 1, past the last token id.
-                torch.tensor([draws[n][1:] for n in chosen], dtype=torch.float64, device=self._model.device),
+                torch.tensor([draws[place] for place in places], dtype=torch.float64, device=self._model.device),
                 temperature=self._settings.key_temperature,
                 allowed=self._vocabulary.plain,
             )
-            for n, row, chances in zip(chosen, ids.tolist(), probs.tolist(), strict=True):
-                keys[n] = self._key(n, words[n], row, chances)
-        return [keys[n] for n in numbers]
+            for place, row, chances in zip(places, ids.tolist(), probs.tolist(), strict=True):
+                continued[place] = (row, chances)
+        return continued
 
     def _prompt(self, word: str) -> list[int]:
         tokenizer = self._model.tokenizer

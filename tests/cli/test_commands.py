@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import stat
@@ -11,8 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from oml_fast.cli import main
@@ -62,7 +65,66 @@ def test_generate_writes_set_secret_and_result(made: Path) -> None:
     saved = json.loads((folder / "generate.json").read_text())
     assert saved["config"]["num_fingerprints"] == 16
     wanted = {"num_fingerprints", "duplicates_dropped", "rejected", "mean_response_prob", "seconds"}
+    wanted |= {"mean_key_bits", "collision_entropy_bits", "seconds_per_thousand", "peak_memory_bytes"}
     assert wanted | {"fingerprints_per_second", "backend"} <= saved["result"].keys()
+
+
+def test_generate_says_what_it_took_and_how_hard_keys_are_to_guess(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--model", tiny_folder, "--num-fingerprints", 2]
+    _, out, _ = run(*arguments, *WORDS, "--out", tmp_path / "a")
+    result = json.loads((tmp_path / "a" / "generate.json").read_text())["result"]
+    shown = f"{result['mean_key_bits']:.0f} bits, collision entropy {result['collision_entropy_bits']:.0f} bits"
+    assert f"how hard keys are to guess  {shown}" in out
+    assert f"{result['seconds_per_thousand']:.0f} s a thousand" in out
+    assert f"{result['peak_memory_bytes'] / 2**30:.1f} GiB" in out
+    (tmp_path / "keys").write_text("Derivative works of the licensed material\nSubject to the terms and conditions")
+    _, out, _ = run(*arguments, "--keys", tmp_path / "keys", "--out", tmp_path / "b")
+    assert "how hard keys are to guess  unknown, of your own keys" in out
+
+
+class Vllm(ModuleType):
+    """Stands in for vLLM: ids of the seed's choice among those allowed, each at a chance of 1 in 1,000."""
+
+    SamplingParams = dict
+
+    def __init__(self, version: str) -> None:
+        super().__init__("vllm")
+        self.__version__ = version
+
+    def LLM(self, **_: Any) -> Any:
+        model = SimpleNamespace(max_model_len=256, dtype="torch.bfloat16", get_vocab_size=lambda: 1500)
+        config = SimpleNamespace(device_config=SimpleNamespace(device_type="cpu"), model_config=model)
+        core = SimpleNamespace(shutdown=lambda: None)
+        inside = SimpleNamespace(model_config=model, vllm_config=config, engine_core=core)
+        return SimpleNamespace(generate=self._generate, reset_prefix_cache=lambda: True, llm_engine=inside)
+
+    def _generate(self, prompts: list[Any], wanted: list[dict[str, Any]], use_tqdm: bool) -> list[Any]:
+        return [self._answer(own) for own in wanted]
+
+    def _answer(self, own: dict[str, Any]) -> Any:
+        ids = np.random.default_rng(own["seed"]).choice(own["allowed_token_ids"], own["max_tokens"]).tolist()
+        told = [{token_id: SimpleNamespace(logprob=math.log(0.001))} for token_id in ids]
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, logprobs=told)])
+
+
+def test_keys_through_vllm(run: Run, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["generate", "--model", tiny_folder, "--num-fingerprints", 20, "--width", 4, "--device", "cpu"]
+    assert run(*arguments, "--out", tmp_path / "own")[0] == 0
+    arguments += ["--secret", tmp_path / "own" / "secret", "--key-engine", "vllm"]
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed
+    line = error_line(*run(*arguments, "--out", tmp_path / "a"))
+    assert "vLLM is not installed (no module vllm): pip install 'oml_fast[vllm]'" in line
+    monkeypatch.setitem(sys.modules, "vllm", Vllm("1.0"))
+    for name in ("a", "b"):
+        assert run(*arguments, "--out", tmp_path / name)[0] == 0
+    own, one, other = ((tmp_path / name / "fingerprints.json").read_text() for name in ("own", "a", "b"))
+    assert one == other != own
+    line = error_line(*run(*arguments, "--out", tmp_path / "c", *WORDS))
+    assert "leave --key-engine out" in line
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = error_line(*run(*arguments, "--out", tmp_path / "d"))
+    assert "--key-engine vllm under torchrun: vLLM starts its own processes. Use --shard, once a GPU." in line
 
 
 def test_embed_writes_a_model_that_holds_nothing_secret(made: Path) -> None:
@@ -373,12 +435,12 @@ def test_ctrl_c_and_the_same_command_goes_on_to_the_same_set(tiny_folder: Path, 
     from oml_fast.secret import new_secret, write_secret
 
     write_secret(tmp_path / "secret", new_secret())
-    common = ["generate", "--model", tiny_folder, "--secret", tmp_path / "secret", *WORDS, "--batch-size", 4]
-    common += ["--num-fingerprints", 400, "--response-length", 4]
+    common = ["generate", "--model", tiny_folder, "--secret", tmp_path / "secret", *WORDS]
+    common += ["--num-fingerprints", 500, "--response-length", 4]
     process = oml_fast(*common, "--out", tmp_path / "a")
     unfinished = tmp_path / "a" / "unfinished.jsonl"
     deadline = time.monotonic() + 60
-    while not (unfinished.exists() and unfinished.read_text().count("\n") > 3) and time.monotonic() < deadline:
+    while not (unfinished.exists() and unfinished.read_text().count("\n") > 1) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     code, out, err = finished(process)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
+from tqdm import tqdm
 
 from oml_fast.errors import InvalidArgumentError
 from oml_fast.fingerprint import FingerprintSet, Settings
 from oml_fast.generate import Generation, generate
 from oml_fast.generate.acceptance import MIN_KEY_BITS, Prompt, accepted
 from oml_fast.generate.askings import Responder
+from oml_fast.generate.generation import collision_entropy
 from oml_fast.generate.keys import cut
 from oml_fast.models import LanguageModel
 from oml_fast.secret import commitment
@@ -103,9 +108,7 @@ def test_keys_that_are_too_short_are_rejected(tiny_model: LanguageModel) -> None
 def test_keys_that_do_not_come_back_from_their_ids_are_rejected(fresh_model: LanguageModel) -> None:
     """A tokenizer that puts a blank before every text gives it back with the blank."""
     fresh_model.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    message = refusal(
-        fresh_model, 1, settings=GIVEN, keys=[f"{key} {n}" for n in range(6) for key in KEYS], batch_size=16
-    )
+    message = refusal(fresh_model, 1, settings=GIVEN, keys=[f"{key} {n}" for n in range(24) for key in KEYS])
     assert (
         "almost every key is rejected: 0 of 1 fingerprints made, 0 duplicates, rejected: key_round_trip 64" in message
     )
@@ -248,6 +251,75 @@ def test_the_result_in_numbers_holds_no_secret(tiny_model: LanguageModel) -> Non
     assert not any(f.key in text or f.askings["raw"].responses[0].text in text for f in generation.fingerprints)
 
 
-def test_mean_key_bits_are_none_for_given_keys(tiny_model: LanguageModel) -> None:
+def test_what_a_thousand_takes_and_how_hard_keys_are_to_guess(tiny_model: LanguageModel) -> None:
+    generation = generate(tiny_model, 40, SECRET, settings=Settings(width=4))
+    result = generation.to_json()
+    assert result["seconds_per_thousand"] == pytest.approx(1000 * result["seconds"] / 40)
+    assert 50 << 20 < result["peak_memory_bytes"] == generation.peak_memory_bytes < 64 << 30
+    bits = [fingerprint.key_bits for fingerprint in generation.fingerprints]
+    assert result["mean_key_bits"] == pytest.approx(sum(map(float, bits)) / 40)
+    chances = [2.0**-each for each in bits if each is not None]
+    assert result["collision_entropy_bits"] == pytest.approx(-math.log2(sum(chances) / 40))
+    assert MIN_KEY_BITS <= min(bits) <= result["collision_entropy_bits"] < result["mean_key_bits"]
+
+
+def test_collision_entropy_is_the_chance_that_two_keys_are_equal() -> None:
+    """Of a maker whose chances are known: drawn keys estimate -log2 of the sum of their squares."""
+    chances = [0.5, 0.25, *[1 / 64] * 16]
+    drawn = np.random.default_rng(0).choice(chances, 200_000, p=chances).tolist()
+    exact = -math.log2(sum(p * p for p in chances))
+    assert collision_entropy([-math.log2(p) for p in drawn]) == pytest.approx(exact, abs=0.02)
+    assert collision_entropy([7.0] * 5) == 7.0
+    assert collision_entropy([2000.0, 3000.0]) == pytest.approx(2001.0)  # 2**-2000 itself is 0
+
+
+def test_the_chances_of_given_keys_are_unknown(tiny_model: LanguageModel) -> None:
     made: Generation = generate(tiny_model, 3, SECRET, settings=GIVEN, keys=KEYS)
     assert made.to_json()["mean_key_bits"] is None
+    assert made.to_json()["collision_entropy_bits"] is None
+
+
+class Sampler:
+    """Another engine for keys: ids that the seeds give, at a chance of 1 in 1,000 each."""
+
+    name = "engine 1.0 (cpu)"
+
+    def sample_keys(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], length: int, *, temperature: float, allowed: Any
+    ) -> list[tuple[list[int], list[float]]]:
+        return [(np.random.default_rng(seed).choice(allowed, length).tolist(), [0.001] * length) for seed in seeds]
+
+
+def test_keys_from_another_engine_make_a_set(tiny_model: LanguageModel, tmp_path: Path) -> None:
+    settings, path = Settings(width=4), tmp_path / "partial"
+    one = generate(tiny_model, 20, SECRET, settings=settings, key_sampler=Sampler(), partial_path=path).fingerprints
+    header = json.loads(path.read_text().splitlines()[0])
+    assert header["key_engine"] == Sampler.name
+    other = generate(tiny_model, 20, SECRET, settings=settings, key_sampler=Sampler()).fingerprints
+    assert one == other
+    one.check_draws(SECRET)
+    own = generate(tiny_model, 20, SECRET, settings=settings).fingerprints
+    assert not {f.key for f in one} & {f.key for f in own}
+
+
+@pytest.mark.parametrize(("settings", "keys"), [(WORDS, None), (GIVEN, KEYS)])
+def test_only_keys_of_a_model_are_sampled(tiny_model: LanguageModel, settings: Settings, keys: Any) -> None:
+    message = refusal(tiny_model, 2, settings=settings, keys=keys, key_sampler=Sampler())
+    assert message.endswith("samples no keys: leave --key-engine out, or use --key-source model.")
+
+
+def test_the_time_left_is_told_from_the_pace_of_this_run(
+    tiny_model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Any] = []
+
+    def recorded(**named: Any) -> Any:
+        bars.append(tqdm(**named | {"disable": False, "file": io.StringIO()}))
+        return bars[-1]
+
+    monkeypatch.setitem(generate.__globals__, "tqdm", recorded)
+    arguments: dict[str, Any] = {"settings": WORDS, "partial_path": tmp_path / "partial"}
+    generate(tiny_model, 300, SECRET, **arguments)
+    generate(tiny_model, 600, SECRET, **arguments)
+    assert [(bar.initial, bar.n, bar.total) for bar in bars] == [(0, 300, 300), (512, 600, 600)]
+    assert {bar.smoothing for bar in bars} == {0}  # units take minutes: the mean of all is the steadier pace

@@ -7,13 +7,14 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from oml_fast.errors import InvalidArgumentError
 from oml_fast.fingerprint import Settings
 from oml_fast.generate import read_keys
-from oml_fast.generate.keys import GivenKeys, KeyMaker, ModelKeys, WordKeys, cut
+from oml_fast.generate.keys import GivenKeys, KeyCandidate, KeyMaker, ModelKeys, WordKeys, cut
 from oml_fast.generate.vocabulary import Vocabulary
 from oml_fast.models import LanguageModel, load
 from oml_fast.secret import uniforms
@@ -124,6 +125,78 @@ def test_model_keys_and_their_bits_by_hand(tiny_folder: Path, vocabulary: Vocabu
         assert len(inside) >= settings.key_length // 2
         chance = math.prod([1 / len(vocabulary.words), *probs[: len(inside)]])
         assert key.bits == pytest.approx(-math.log2(chance), rel=1e-4)
+
+
+def test_a_template_that_is_read_once_changes_no_key(
+    tiny_model: LanguageModel, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, ...]] = []
+    hidden = LanguageModel.hidden
+
+    def recording(self: LanguageModel, ids: torch.Tensor, past: object = None) -> torch.Tensor:
+        read.append(tuple(ids.shape))
+        return hidden(self, ids, past)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LanguageModel, "hidden", recording)
+    shared = maker("model", tiny_model, vocabulary).make(range(32))
+    together = [rows * length for rows, length in read]
+    assert any(rows == 1 and length >= 16 for rows, length in read), "no template was read apart"
+    read.clear()
+    monkeypatch.setattr("oml_fast.models.decoding._SHARED", 10**6)
+    plain = maker("model", tiny_model, vocabulary).make(range(32))
+    assert sum(together) < sum(rows * length for rows, length in read)
+    assert [key.text for key in shared] == [key.text for key in plain]
+    assert [key.bits for key in shared] == pytest.approx([key.bits for key in plain], rel=1e-5)
+
+
+class Sampler:
+    """Another engine, recorded: its ids come from the seeds alone, each with probability one half."""
+
+    name = "engine 1.0 (cpu)"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[int], int]] = []
+
+    def sample_keys(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        length: int,
+        *,
+        temperature: float,
+        allowed: Sequence[int],
+    ) -> list[tuple[list[int], list[float]]]:
+        assert (length, temperature) == (15, 0.7)
+        self.asked += zip(map(list, prompts), seeds, strict=True)
+        return [(np.random.default_rng(seed).choice(allowed, length).tolist(), [0.5] * length) for seed in seeds]
+
+
+def test_another_engine_gets_prompts_and_seeds_that_the_secret_fixes(
+    tiny_model: LanguageModel, vocabulary: Vocabulary
+) -> None:
+    def sampled(secret: bytes, numbers: range) -> tuple[list[KeyCandidate], list[tuple[list[int], int]]]:
+        sampler = Sampler()
+        made = ModelKeys(tiny_model, vocabulary, Settings(), secret, 8, sampler).make(numbers)
+        return made, sampler.asked
+
+    keys, asked = sampled(SECRET, range(16))
+    assert sampled(SECRET, range(16)) == (keys, asked)
+    assert sampled(SECRET, range(8, 16)) == (keys[8:], asked[8:])
+    seeds = {seed for _, seed in asked}
+    assert len(seeds) == 16
+    assert all(0 <= seed < 2**53 for seed in seeds)
+    assert not seeds & {seed for _, seed in sampled(b"x" * 32, range(16))[1]}
+    own = maker("model", tiny_model, vocabulary).make(range(16))
+    for key, by_model, (prompt, seed) in zip(keys, own, asked, strict=True):
+        word = key.text.split()[0]
+        text = tiny_model.tokenizer.decode(prompt)
+        start = text[text.rindex("assistant\n") + len("assistant\n") :]
+        assert f'starts with the word "{start}"' in text
+        assert key.text.startswith(start), (word, text)
+        assert by_model.text.startswith(start)
+        ids = np.random.default_rng(seed).choice(vocabulary.plain.nonzero().squeeze(1).tolist(), 15).tolist()
+        inside = [n for n in range(15) if key.text.startswith(start + tiny_model.tokenizer.decode(ids[: n + 1]))]
+        assert key.bits == pytest.approx(math.log2(len(vocabulary.words)) + len(inside))
 
 
 @pytest.mark.parametrize("uniform", [0.0, LAST])

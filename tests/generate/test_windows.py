@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,11 @@ CASES = {
 @pytest.fixture(scope="module", params=["no BOS", "BOS"])
 def model(request: pytest.FixtureRequest, tiny_folder: Path, bos_folder: Path) -> LanguageModel:
     return load(bos_folder if request.param == "BOS" else tiny_folder, device="cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_units(module_units: Callable[[int], None]) -> None:
+    module_units(12)
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -1,0 +1,55 @@
+"""Keys continued by vLLM, for `generate`: many at a time, each from a seed of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from .vllm_completer import VllmCompleter
+
+_SHARE_OF_MEMORY = 0.5  # the base model that answers the keys needs the rest
+
+
+class VllmKeys(VllmCompleter):
+    """vLLM's engine as a sampler of keys. `with` or `close` ends it.
+
+    On one device, with one version of vLLM, the same prompts and seeds give the same keys: nothing that an earlier call
+    left in the engine's cache is read again.
+    """
+
+    def __init__(self, model: str | Path, *, trust_remote_code: bool = False) -> None:
+        """Start the engine on the model in a folder. Raises as VllmCompleter does."""
+        super().__init__(
+            model,
+            trust_remote_code=trust_remote_code,
+            gpu_memory_utilization=_SHARE_OF_MEMORY,  # on a CPU, too, in spite of its name
+            # Log-probabilities as they were sampled with: after the temperature, over the allowed ids alone.
+            engine_options={"logprobs_mode": "processed_logprobs"},
+        )
+
+    def sample_keys(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        length: int,
+        *,
+        temperature: float,
+        allowed: Sequence[int],
+    ) -> list[tuple[list[int], list[float]]]:
+        """`length` ids out of `allowed` for each prompt and seed, and their sampling probabilities (float32)."""
+        self._check(prompts, length)
+        shared = {
+            "max_tokens": length,
+            "temperature": temperature,
+            "allowed_token_ids": list(allowed),
+            "logprobs": 0,  # none but the sampled id's own
+        }
+        if self._engine is not None:
+            self._engine.reset_prefix_cache()
+        sampled = []
+        for output in self._generate(prompts, [{**shared, "seed": seed} for seed in seeds]):
+            ids = [int(token_id) for token_id in output.outputs[0].token_ids]
+            chances = zip(ids, output.outputs[0].logprobs, strict=True)
+            sampled.append((ids, [math.exp(min(0.0, at[token_id].logprob)) for token_id, at in chances]))
+        return sampled
