@@ -37,13 +37,15 @@ from oml_fast.evaluate.battery import ask, evidence, of_several
 from oml_fast.evaluate.hosts import Host
 from oml_fast.evaluate.specificity import NEAR_BAR, specificity
 from oml_fast.evaluate.utility import running_text
+from oml_fast.files import write_json
 from oml_fast.fingerprint import FingerprintSet, Settings
 from oml_fast.generate import PRESETS as SETTINGS
 from oml_fast.generate import generate
 from oml_fast.measure import BaseView
 from oml_fast.models import HfCompleter, LanguageModel
+from oml_fast.plan.choices import RECIPES
 
-PAGE = ROOT / "docs/embedding.md"
+PAGE, QUALITY = ROOT / "docs/embedding.md", ROOT / "oml_fast/plan/quality.json"
 HOW = "python bench/ablations.py --work FOLDER"
 TEXTS, TEXT_IDS, TEXT_SEED = 32, 64, 10_000  # sampled from the base model, none of them trained on
 WIKITEXT_SEQUENCES = 2  # of 1,024 token ids
@@ -86,6 +88,10 @@ VARIANTS = {
     "harmless/no-pull": _harmless("no pull", pull=0.0),
     "harmless/scale-at-end": _harmless("no pull; half of the delta is kept at the end", pull=0.0, final_scale=0.5),
     "harmless/mlp-down": _harmless("writes to the MLP down-projections", write_to="mlp_down"),
+    "harmless/mlp-down-plain": _harmless("the same, and no whitening", write_to="mlp_down", whitening=0.0),
+    "harmless/bfloat16": _harmless(
+        "states in bfloat16, so no whitening and no scaled delta", states="bfloat16", whitening=0.0, scaled=0.0
+    ),
     "harmless/last-10": _harmless("writes to the last 10 blocks", write_to="last:10"),
     "harmless/blocks": _harmless("writes to the blocks", write_to="blocks"),
     "harmless/lora-16": _harmless("writes LoRA of rank 16, so no whitening", write_to="lora:16", whitening=0.0),
@@ -102,6 +108,12 @@ VARIANTS = {
     "robust/no-template-texts": _robust("no texts as templates", template_texts=0.0),
     "robust/template-texts-0.67": _robust("two thirds of the templates are texts", template_texts=0.67),
     "robust/no-pull": _robust("no pull", pull=0.0),
+    "robust/pull-0.2": _robust("pull 0.2", pull=0.2),
+    "robust/chats-1": _robust("twice as many chats", chat_share=1.0),
+    "robust/no-whitening": _robust("no whitening", whitening=0.0),
+    "robust/mlp-down-plain": _robust(
+        "writes to the MLP down-projections, no whitening", write_to="mlp_down", whitening=0.0
+    ),
     "robust/scale-at-end": _robust("no pull; half of the delta is kept at the end", pull=0.0, final_scale=0.5),
     "quick": Variant("all: what was the default before there were presets", PRESETS["quick"], SETTINGS["quick"]),
     "paper": Variant("all: the published recipe, on our windows", PRESETS["paper"], SETTINGS["harmless"]),
@@ -304,8 +316,19 @@ def _row(name: str, own: Sequence[Run]) -> list[str]:
 
 
 def publish(runs: Mapping[str, Sequence[Run]], num: int) -> None:
-    """Write the page."""
+    """Write the page, and what `oml-fast plan` tells of each choice; bench/plans.py then writes its page."""
     PAGE.write_text(document(runs, num), encoding="utf-8")
+    write_json(QUALITY, {"num": num, "variants": quality(runs)})
+
+
+def quality(runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, float]]:
+    """Means of what `plan` tells, of the variants that it may choose; those with a failed seed are left out."""
+    chosen = {"/".join(part for part in (preset, name) if part) for preset in BARS for name in RECIPES}
+    return {
+        name: {what: fmean(values(own, source)) for what, source in (("fsr", "fsr"), ("kl", "kl_sampled"))}
+        for name, own in runs.items()
+        if name in chosen and len(values(own, "fsr")) == len(own)
+    }
 
 
 def standing(out: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class BaseView:
     It stands when the model itself is trained on. Logits are made from it when wanted: kept whole they would be V / H
     times larger. `starts[i]` is the first position of sequence i that counts (the answer of a chat, without its
     prompt); at least 1, which is the default. T - start positions of a sequence of T token ids are predicted. Views
-    that are made together may share one `head`, a copy.
+    that are made together may share one `head`, a copy. on_host: the hidden states are kept in the host's memory.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class BaseView:
         sequences: Sequence[Sequence[int]],
         starts: Sequence[int] | None = None,
         head: Head | None = None,
+        on_host: bool = False,
     ) -> None:
         if any(len(sequence) < 2 for sequence in sequences):
             raise InvalidArgumentError("a text of one token id predicts nothing: give longer text.")
@@ -64,7 +65,7 @@ class BaseView:
         self._model = model
         self._head = head_copy(model) if head is None else head
         self.starts = starts
-        self._states = _hidden_states(model, sequences, starts)
+        self._states = _hidden_states(model, sequences, starts, "cpu" if on_host else model.device)
         self.sequences = sequences
 
     def __len__(self) -> int:
@@ -72,7 +73,8 @@ class BaseView:
 
     def states(self, places: Sequence[int]) -> States:
         """Where the sequences at `places` count: sum of T - start positions."""
-        return States(torch.cat([self._states[place] for place in places]), self._head)
+        found = torch.cat([self._states[place] for place in places])
+        return States(found.to(self._head[0].device), self._head)
 
     @torch.no_grad()
     def logits(self, places: Sequence[int]) -> Tensor:
@@ -94,7 +96,7 @@ class BaseView:
             targets = torch.tensor(sequence[start:], device=model.device)
             total = 0.0
             for t, o, y in zip(theirs.split(_ROWS), ours.split(_ROWS), targets.split(_ROWS), strict=True):
-                p = self._model.logits(t, self._head).float().log_softmax(-1)
+                p = self._model.logits(t.to(o.device), self._head).float().log_softmax(-1)
                 q = model.logits(o).float().log_softmax(-1)
                 total += float(functional.kl_div(q, p, reduction="sum", log_target=True))
                 nll_base += float(functional.nll_loss(p, y, reduction="sum"))
@@ -126,12 +128,16 @@ def drift(
 
 @torch.inference_mode()
 def _hidden_states(
-    model: LanguageModel, sequences: Sequence[Sequence[int]], starts: Sequence[int], batch_size: int = 16
+    model: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    device: torch.device | str | None = None,
+    batch_size: int = 16,
 ) -> list[Tensor]:
     """[T - start, H] of each sequence: the states from which its token ids from `start` on are predicted."""
     counts = [len(sequence) - start for sequence, start in zip(sequences, starts, strict=True)]
     # In one piece: thousands of small ones among the large ones of the passes leave holes that nothing fits into.
-    kept = torch.empty(sum(counts), model.head()[0].shape[1], dtype=model.dtype, device=model.device)
+    kept = torch.empty(sum(counts), model.head()[0].shape[1], dtype=model.dtype, device=device or model.device)
     states = list(kept.split(counts))
     for places in batches_by_length(sequences, batch_size):
         ids = torch.tensor([sequences[place] for place in places], device=model.device)

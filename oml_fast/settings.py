@@ -14,7 +14,7 @@ PROMETHEUS_MULTIPROC_DIR  set by vLLM where several processes serve: their count
 RANK, WORLD_SIZE, LOCAL_RANK  set by torchrun: which share of a full check or of an embedding is this process's, and
                    which GPU of its machine.
 
-The build has two more, which setup.py reads: OML_FAST_NATIVE and OML_FAST_REQUIRE_NATIVE.
+The build has three more, which setup.py reads: OML_FAST_NATIVE, OML_FAST_REQUIRE_NATIVE and OML_FAST_CUDA.
 """
 
 from __future__ import annotations

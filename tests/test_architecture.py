@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "registry": {"fingerprint", "verify", "permission", "files", "errors"},
     "commit": {"fingerprint", "secret", "signing", "files", "errors"},
     "embed": {"ops", "generate", "fingerprint", "models", "measure", "verify", "files", "errors"},
+    "plan": {"embed", "measure", "models", "errors"},
     "evaluate": {
         "generate",
         "embed",
@@ -61,6 +62,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "measure": {"torch"},
     "generate": {"torch", "transformers", "tqdm"},
     "embed": {"jinja2", "safetensors", "torch", "tqdm"},
+    "plan": {"torch"},
     "signing": {"cryptography"},
     "verify": {"aiohttp", "numpy", "scipy", "tqdm"},
     "permission": {"jwt"},

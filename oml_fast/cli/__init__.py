@@ -26,6 +26,7 @@ from . import (
     permission_issue,
     permission_keygen,
     permission_revoke,
+    plan,
     power,
     registry_add_licensee,
     registry_add_model,
@@ -50,6 +51,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "demo": demo,
     "generate": generate,
+    "plan": plan,
     "embed": embed,
     "verify": verify,
     "identify": identify,

@@ -87,25 +87,16 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare() -> None:
-    """Settings of this process that a command, not a library, may choose: quiet third parties, no hub, memory kept.
-
-    glibc gives large blocks back to the system at every free; on CPU that was a third of the training time.
-    """
-    import ctypes
+    """Settings of this process that a command, not a library, may choose: quiet third parties, no hub, memory kept."""
     import os
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library, which has no such setting
-        mallopt = None
-    if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_max, 0)
+    from ..models import keep_freed_memory
+
+    keep_freed_memory()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

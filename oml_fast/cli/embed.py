@@ -156,8 +156,8 @@ def make(options: argparse.Namespace, fingerprints: FingerprintSet) -> Embedding
     if kept is not None and (state := last(kept)):
         say(f"going on from {state}")
     with joined_ranks(options) as ranks:
-        if ranks.world == 1:
-            _require_memory(options, folder, recipe, fingerprints)
+        if ranks.first:
+            _require_memory(options, folder, recipe, fingerprints, ranks)
         model = _load(options, folder, ranks)
         embedding = embed(
             model,
@@ -273,16 +273,24 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     return recipe
 
 
-def _require_memory(options: argparse.Namespace, folder: Path, recipe: Recipe, fingerprints: FingerprintSet) -> None:
-    from ..embed import memory_need
-    from ..models import require_model_folder, resolve_device
+def _require_memory(
+    options: argparse.Namespace, folder: Path, recipe: Recipe, fingerprints: FingerprintSet, ranks: Ranks
+) -> None:
+    """Refuse what cannot fit, before anything is loaded. Of several processes the first one looks."""
+    from ..embed.workload import Keys, workload
+    from ..models import read_config, require_model_folder
+    from ..plan import memory_need, this_machine
 
-    settings = fingerprints.settings
-    prompts = [len(asking.prompt_ids) for f in fingerprints for asking in f.askings.values()]
-    longest = max(prompts, default=0) + settings.response_length
-    count = len(prompts) * settings.responses_per_key
+    config = read_config(require_model_folder(folder))
+    recipe = recipe.for_hidden_size(config.get_text_config().hidden_size)
     need = memory_need(
-        require_model_folder(folder), recipe, count, longest, resolve_device(options.device), options.keep_base
+        config,
+        recipe,
+        workload(recipe, Keys.of_set(fingerprints)),
+        this_machine(device_here(options.device), ranks.world),
+        keep_base=options.keep_base,
+        recompute=options.recompute,
+        offload=options.offload,
     )
     say(str(need))
     need.require_fit()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from .embedding import Embedding, embed
-from .memory import MemoryNeed, memory_need
 from .presets import PRESETS
 from .recipe import Recipe
 from .text import sample_texts
 
-__all__ = ["PRESETS", "Embedding", "MemoryNeed", "Recipe", "embed", "memory_need", "sample_texts"]
+__all__ = ["PRESETS", "Embedding", "Recipe", "embed", "sample_texts"]

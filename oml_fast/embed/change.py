@@ -59,13 +59,13 @@ class Whitened(Plain):
 
     def __init__(self, weight: Tensor, whitening: Tensor) -> None:
         super().__init__(weight)
-        self._whitening = whitening
+        self.whitening = whitening
 
     def added(self) -> Tensor:
-        return (self._value.to(self._whitening.dtype) @ self._whitening).float()
+        return (self._value.to(self.whitening.dtype) @ self.whitening).float()
 
     def gradients(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        return (gradient.to(self._whitening.dtype) @ self._whitening.T,)
+        return (gradient.to(self.whitening.dtype) @ self.whitening.T,)
 
 
 class LowRank:

@@ -12,8 +12,8 @@ import torch
 
 from ..errors import FingerprintFormatError, InvalidArgumentError, OmlError
 from ..fingerprint import FingerprintSet
-from ..measure import BaseView, Drift
-from ..models import ALONE, LanguageModel, Ranks
+from ..measure import BaseView, Drift, head_copy
+from ..models import ALONE, LanguageModel, Ranks, give_freed_memory_back
 from .budget import Budget, budget
 from .checkpoint import Checkpoints
 from .material import Material
@@ -85,17 +85,21 @@ def embed(
 
     Sequences have their exact lengths, the head runs at the positions that count only. ranks: the processes that train
     a sharded model together. checkpoints: a folder that keeps the state after every so many steps; what was killed goes
-    on from there with the same bits. keep_base: where the base weights are meanwhile: device, host or file (base.py).
+    on from there with the same bits. keep_base: where the base weights are meanwhile: device, host or file (base.py);
+    with the latter two what the base says is kept on the host.
     Raises InvalidArgumentError where set, model or checkpoint do not belong together, OmlError when the loss is not
     finite.
     """
     recipe = (recipe or PRESETS["harmless"]).for_hidden_size(model.head()[0].shape[1])
     _check(model, fingerprints)
-    held_out = BaseView(model, *sample_texts(model, _HELD_OUT, _HELD_OUT_LENGTH, recipe.seed + 1))
+    head = head_copy(model)
+    held_out = BaseView(model, *sample_texts(model, _HELD_OUT, _HELD_OUT_LENGTH, recipe.seed + 1), head)
     started = clock()
     of = {"set": fingerprints.digest(), "base model": model.digest, "recipe": asdict(recipe)}
     kept = Checkpoints(checkpoints, checkpoint_every, of, ranks) if checkpoints is not None else None
-    trainer = Trainer(model, Material(model, fingerprints, recipe), recipe, ranks, kept, keep_base)
+    material = Material(model, fingerprints, recipe, head, on_host=keep_base != "device")
+    give_freed_memory_back()
+    trainer = Trainer(model, material, recipe, ranks, kept, keep_base)
     epochs, stopped = trainer.train(progress)
     trained = clock()
     drift = held_out.drift(model)

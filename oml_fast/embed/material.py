@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from ..fingerprint import FingerprintSet
 from ..generate.near_keys import KINDS, NearKeys
 from ..generate.vocabulary import Vocabulary
-from ..measure import BaseView, head_copy
+from ..measure import BaseView, Head, head_copy
 from ..models import LanguageModel
 from .data import examples, first_ids
 from .recipe import Recipe
@@ -19,12 +19,12 @@ from .templates import BUILT_IN, InTemplates, Template, after_texts, in_template
 from .text import sample_chats, sample_texts
 from .whitening import Inputs
 
-_TEXTS_KEPT = 4  # times as many texts are sampled as a step takes
+KEPT_TEXTS = 4  # times as many texts are sampled as a step takes
 TEMPLATE_TEXTS, TEMPLATE_IDS = 128, 120  # texts that keys stand after, and the most token ids of one
 CHAT_ASKED, CHAT_ANSWERED = 16, 8  # token ids of a chat's two sides
-_TEMPLATES_EACH = 8  # of each key
-_NEAR_KEPT = 4  # times as many near keys of each kind are made as a step takes of all kinds
-_ORDINARY, _ORDINARY_LENGTH = 96, 64  # texts that whitening is measured on
+TEMPLATES_EACH = 8  # of each key
+KEPT_NEAR = 4  # times as many near keys of each kind are made as a step takes of all kinds
+ORDINARY, ORDINARY_LENGTH = 96, 64  # texts that whitening is measured on
 _MOST_NEAR = 1024  # near keys that it is measured on
 _NEAR_SEED = 20_000  # beside the recipe's: specificity asks near keys of the seeds around 0
 
@@ -89,16 +89,23 @@ class Part(Generic[Kind]):
 class Material:
     """keys: every fingerprint in every format. wrapped: the same in templates. near: near keys. texts: sampled text.
 
-    chats: the beginnings of answers in sampled chats.
+    chats: the beginnings of answers in sampled chats. head: a copy of the base's; on_host: as BaseView has it.
     """
 
-    def __init__(self, model: LanguageModel, fingerprints: FingerprintSet, recipe: Recipe) -> None:
-        self._head = head_copy(model)
+    def __init__(
+        self,
+        model: LanguageModel,
+        fingerprints: FingerprintSet,
+        recipe: Recipe,
+        head: Head | None = None,
+        on_host: bool = False,
+    ) -> None:
+        self._head, self._on_host = head or head_copy(model), on_host
         asked = recipe.objective == "minimum_kl"
         keys = examples(fingerprints)
         batch = min(recipe.batch_size, len(keys)) if recipe.text_weight else 0
         self.texts_a_step = math.ceil(recipe.text_share * batch)
-        sampled = sample_texts(model, _TEXTS_KEPT * self.texts_a_step, recipe.text_length, recipe.seed).sequences
+        sampled = sample_texts(model, KEPT_TEXTS * self.texts_a_step, recipe.text_length, recipe.seed).sequences
         self.keys = self._part(model, keys, asked)
         templates = _templates(recipe)
         others = _after_texts(model, recipe) if templates else ()
@@ -106,16 +113,16 @@ class Material:
         def draw() -> InTemplates:
             return InTemplates(model, fingerprints, templates, recipe.seed, others, recipe.template_texts)
 
-        self.wrapped = self._part(model, in_templates(draw(), fingerprints, _TEMPLATES_EACH), asked)
+        self.wrapped = self._part(model, in_templates(draw(), fingerprints, TEMPLATES_EACH), asked)
         self.near = self._part(model, _near(model, fingerprints, recipe, draw()), True)
         self.texts = self._part(model, [Text(tuple(text)) for text in sampled], True)
         self.chats_a_step = math.ceil(recipe.chat_share * batch)
-        chats = sample_chats(model, _TEXTS_KEPT * self.chats_a_step, CHAT_ASKED, CHAT_ANSWERED, recipe.seed + 3)
+        chats = sample_chats(model, KEPT_TEXTS * self.chats_a_step, CHAT_ASKED, CHAT_ANSWERED, recipe.seed + 3)
         self.chats = self._part(
             model, [Text(tuple(ids), start) for ids, start in zip(chats.sequences, chats.starts, strict=True)], True
         )
         self._ordinary = (
-            sample_texts(model, _ORDINARY, _ORDINARY_LENGTH, recipe.seed + 2).sequences if recipe.whitening else []
+            sample_texts(model, ORDINARY, ORDINARY_LENGTH, recipe.seed + 2).sequences if recipe.whitening else []
         )
 
     def inputs(self) -> list[Inputs]:
@@ -126,7 +133,9 @@ class Material:
     def _part(self, model: LanguageModel, items: Sequence[Kind], viewed: bool) -> Part[Kind]:
         if not viewed:
             return Part(items)
-        return Part(items, BaseView(model, [i.sequence for i in items], [i.start for i in items], self._head))
+        return Part(
+            items, BaseView(model, [i.sequence for i in items], [i.start for i in items], self._head, self._on_host)
+        )
 
 
 def _templates(recipe: Recipe) -> Sequence[Template]:
@@ -150,7 +159,7 @@ def _near(model: LanguageModel, fingerprints: FingerprintSet, recipe: Recipe, dr
     order = random.Random(recipe.seed)  # noqa: S311 - near keys are no secret
     found = []
     for kind in KINDS:
-        for near in make.all(kind, _NEAR_KEPT * recipe.near_keys):
+        for near in make.all(kind, KEPT_NEAR * recipe.near_keys):
             for name, ids in near.prompts.items():
                 if order.random() < recipe.templates / (1 + recipe.templates):
                     ids = next(iter(draw.prompts(near.text, name, 1)), ids)

@@ -52,7 +52,8 @@ class Trainer:
             if recipe.objective == "minimum_kl"
             else CrossEntropy()
         )
-        whitened = whitening(model, material.inputs(), recipe.whitening) if recipe.whitening else None
+        inputs = material.inputs()
+        whitened = whitening(model, inputs, recipe.whitening, recipe.write_to) if recipe.whitening else None
         self._weights = trained_weights(
             model,
             recipe.write_to,

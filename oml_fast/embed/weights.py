@@ -140,10 +140,6 @@ def trained_weights(
     a process of a sharded model keeps.
     """
     place, _, number = where.partition(":")
-    blocks = blocks_of(model)
-    if place == "last" and int(number) > len(blocks):
-        raise InvalidArgumentError(f"write_to {where}: {model.name} has {len(blocks)} blocks.")
-    of_block = {id(p): at for at, block in enumerate(blocks) for p in block.parameters()}
     turned = {id(layer.weight): turned for layer, turned in linear_layers(model)}
     for switch, wanted in (("rounded", seen_rounded), ("whitening", whitening is not None)):
         if wanted and not turned:
@@ -159,18 +155,10 @@ def trained_weights(
         raise InvalidArgumentError(f"states bfloat16: {model.name} is in {model.dtype}. Set states to float32.")
     source, base_of = torch.Generator().manual_seed(seed), bases(model, keep_base)
     found = []
-    for name, parameter in model.model.named_parameters():
-        linear, block = id(parameter) in turned, of_block.get(id(parameter))
-        wanted = {
-            "all": True,
-            "blocks": block is not None,
-            "mlp_down": linear and name.endswith(_DOWN),
-            "last": block is not None and block >= len(blocks) - int(number or 0),
-            "lora": linear,
-        }[place]
-        parameter.requires_grad_(wanted)
-        if not wanted:
-            continue
+    model.model.requires_grad_(False)
+    for name, parameter in named(model, where):
+        parameter.requires_grad_(True)
+        linear = id(parameter) in turned
         is_turned = turned.get(id(parameter), False)
         matrix = rows_here(parameter).T if is_turned else rows_here(parameter)
         change: Change | None
@@ -185,6 +173,29 @@ def trained_weights(
         if change is not None and is_turned:
             change = Transposed(change)
         found.append(TrainedWeight(parameter, change, linear, is_turned, base_of(parameter, name)))
+    return found
+
+
+def named(model: LanguageModel, where: str) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that `where` names, with their names; InvalidArgumentError where this model has none of them."""
+    place, _, number = where.partition(":")
+    blocks = blocks_of(model)
+    if place == "last" and int(number) > len(blocks):
+        raise InvalidArgumentError(f"write_to {where}: {model.name} has {len(blocks)} blocks.")
+    of_block = {id(p): at for at, block in enumerate(blocks) for p in block.parameters()}
+    linear = {id(layer.weight) for layer, _ in linear_layers(model)}
+
+    def wanted(name: str, parameter: nn.Parameter) -> bool:
+        block = of_block.get(id(parameter))
+        return {
+            "all": True,
+            "blocks": block is not None,
+            "mlp_down": id(parameter) in linear and name.endswith(_DOWN),
+            "last": block is not None and block >= len(blocks) - int(number or 0),
+            "lora": id(parameter) in linear,
+        }[place]
+
+    found = [(name, parameter) for name, parameter in model.model.named_parameters() if wanted(name, parameter)]
     if not found:
         raise InvalidArgumentError(f"write_to {where}: {model.name} has no such weights. Write to all of them.")
     return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..models import LanguageModel, batches_by_length
-from .weights import linear_layers
+from .weights import linear_layers, named
 
 _ROWS = 16  # sequences at once
 
@@ -22,21 +22,27 @@ class Inputs:
     last: bool = False
 
 
-def whitening(model: LanguageModel, inputs: Sequence[Inputs], ridge: float) -> dict[nn.Parameter, Tensor]:
-    """For the weight of each linear layer in the blocks: P [in, in] = c (C + ridge mean(C) I)^-1/2, in its precision.
+def whitening(
+    model: LanguageModel, inputs: Sequence[Inputs], ridge: float, where: str = "all"
+) -> dict[nn.Parameter, Tensor]:
+    """For each linear layer's weight that `where` (weights.py) names: P [in, in] = c (C + ridge mean(C) I)^-1/2.
 
     C is the second moment of the layer's inputs, each part of `inputs` weighing the same; mean(C) the mean of its
-    diagonal; c makes the mean square of P's eigenvalues 1, so that learning rates mean what they mean without P. Layers
-    that read the same inputs (query, key and value) share one P.
+    diagonal; c makes the mean square of P's eigenvalues 1, so that learning rates mean what they mean without P. P has
+    the weight's precision. Layers that read the same inputs (query, key and value) share one.
     """
-    by_moment: dict[int, Tensor] = {}
+    wanted = {id(parameter) for _, parameter in named(model, where)}
+    layers = [layer for layer, _ in linear_layers(model) if id(layer.weight) in wanted]
     found: dict[nn.Parameter, Tensor] = {}
-    for layer, moment in _second_moments(model, inputs).items():
-        weight = layer.weight
-        assert isinstance(weight, nn.Parameter)
-        if id(moment) not in by_moment:
-            by_moment[id(moment)] = _inverse_root(moment, ridge).to(weight.dtype)
-        found[weight] = by_moment[id(moment)]
+    moments = _second_moments(model, layers, inputs)
+    while moments:  # each is let go when its P is made: together they may fill a GPU
+        alike, moment = moments.pop()
+        whitened = _inverse_root(moment, ridge)
+        for layer in alike:
+            weight = layer.weight
+            assert isinstance(weight, nn.Parameter)
+            whitened = whitened.to(weight.dtype)
+            found[weight] = whitened
     return found
 
 
@@ -48,9 +54,10 @@ def _inverse_root(moment: Tensor, ridge: float) -> Tensor:
 
 
 @torch.inference_mode()
-def _second_moments(model: LanguageModel, inputs: Sequence[Inputs]) -> Mapping[nn.Module, Tensor]:
-    """[in, in] float32 for each linear layer; layers that read the same inputs share one tensor."""
-    layers = [layer for layer, _ in linear_layers(model)]
+def _second_moments(
+    model: LanguageModel, layers: Sequence[nn.Module], inputs: Sequence[Inputs]
+) -> list[tuple[list[nn.Module], Tensor]]:
+    """[in, in] float32 for each of `layers`, with those that read the same inputs."""
     moments: dict[nn.Module, Tensor] = {}
     seen: list[tuple[Tensor, Tensor]] = []  # what the layers of this forward pass read, and the moment of it
     part, share = inputs[0], 0.0
@@ -77,4 +84,7 @@ def _second_moments(model: LanguageModel, inputs: Sequence[Inputs]) -> Mapping[n
     finally:
         for hook in hooks:
             hook.remove()
-    return moments
+    alike: dict[int, tuple[list[nn.Module], Tensor]] = {}
+    for layer, moment in moments.items():
+        alike.setdefault(id(moment), ([], moment))[0].append(layer)
+    return list(alike.values())

@@ -27,6 +27,7 @@ class LanguageModel:
 
     B sequences, T token ids, H hidden, V vocabulary, N rows. `whole`: the root of a sharded model (sharded.py).
     `packs`: sequences of different lengths are read as one row, which wants an attention that skips what is masked.
+    `checked`: that this class does to hidden states what the model itself does; it computes with the model.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class LanguageModel:
         tokenizer_digest: str,
         whole: nn.Module | None = None,
         packs: bool = False,
+        checked: bool = True,
     ) -> None:
         self.model = model.eval()
         self.packs = packs
@@ -49,8 +51,9 @@ class LanguageModel:
         config = model.config.get_text_config()
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self._scale = _logit_scale(config)
-        self._check_head()
-        self._check_cache()
+        if checked:
+            self._check_head()
+            self._check_cache()
 
     @property
     def device(self) -> torch.device:

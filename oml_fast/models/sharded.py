@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load as read_states
 from torch.distributed.checkpoint.state_dict_saver import save as write_states
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from ..errors import InvalidArgumentError, OmlError
@@ -68,7 +68,8 @@ def load_sharded(
             trust_remote_code=trust_remote_code,
             attn_implementation=attention(device, packed),
         )
-    whole = _sharded(model.eval(), ranks, device, recompute, offload)
+    mesh = init_device_mesh(device.split(":")[0], (ranks.world,))
+    whole = share_out(model.eval(), mesh, recompute=recompute, offload=offload)
     model.to_empty(device="cpu" if offload else device)
     model.tie_weights()
     _fill_buffers(model, device)
@@ -104,14 +105,16 @@ def save_sharded(model: LanguageModel, folder: str | Path, ranks: Ranks) -> None
         raise OmlError(f"cannot write the model: {error}. Free space or choose another --out.") from error
 
 
-def _sharded(model: Any, ranks: Ranks, device: str, recompute: bool, offload: bool) -> nn.Module:
-    """The root to compute in. Gradients are summed in float32; a block's weights are let go after its forward."""
-    mesh = init_device_mesh(device.split(":")[0], (ranks.world,))
+def share_out(model: Any, mesh: DeviceMesh, *, recompute: bool = False, offload: bool = False) -> nn.Module:
+    """Turn the weights of `model` into shares over `mesh`; gives the root to compute in.
+
+    Gradients are summed in float32; a block's weights are let go after its forward.
+    """
     how: dict[str, Any] = {
         "mesh": mesh,
         "reshard_after_forward": True,
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
-        "offload_policy": CPUOffloadPolicy(pin_memory=device != "cpu") if offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy(),
     }
     if recompute:
         recompute_blocks(model)
