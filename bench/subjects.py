@@ -38,7 +38,7 @@ from oml_fast.verify import verify
 
 PUBLISHED_EPOCHS = 40
 PUBLISHED_WIDTH = 3
-EARLIER = PRESETS["quick"]
+EARLIER = Recipe()
 
 
 @dataclass(frozen=True, slots=True)

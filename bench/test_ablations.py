@@ -21,7 +21,11 @@ from oml_fast.fingerprint import Settings
 from oml_fast.models import load
 
 # Rules of one switch that have two fields: scaling at the end takes the pull's place, LoRA cannot be whitened.
-TOGETHER = {"harmless/scale-at-end": 2, "robust/scale-at-end": 2, "harmless/lora-16": 2}
+TOGETHER = {
+    **dict.fromkeys(("harmless/scale-at-end", "robust/scale-at-end", "harmless/lora-16"), 2),
+    **dict.fromkeys(("harmless/mlp-down-plain", "robust/mlp-down-plain"), 2),
+    "harmless/bfloat16": 3,
+}
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "/" in name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +155,7 @@ def make(options: argparse.Namespace, fingerprints: FingerprintSet) -> Embedding
     kept = options.out.with_name(f"{options.out.name}.checkpoint") if options.checkpoint_every else None
     if kept is not None and (state := last(kept)):
         say(f"going on from {state}")
-    with joined_ranks(options) as ranks:
+    with joined_ranks(options) as ranks, _explained(options):
         if ranks.first:
             _require_memory(options, folder, recipe, fingerprints, ranks)
         model = _load(options, folder, ranks)
@@ -180,6 +180,19 @@ def make(options: argparse.Namespace, fingerprints: FingerprintSet) -> Embedding
     for warning in embedding.budget.warnings(options.max_drift):
         say(f"warning: {warning}")
     return embedding
+
+
+@contextlib.contextmanager
+def _explained(options: argparse.Namespace) -> Iterator[None]:
+    """What a full memory, or the end of another process, means here."""
+    from ..models import told_of_full_memory, told_of_the_dead
+
+    again = "Give the same command again: it goes on from the last checkpoint."
+    if not options.checkpoint_every:
+        again = "Start again; with --checkpoint-every the next run could go on from where it was."
+    full = "Nothing is half-written. `oml-fast plan` finds settings that take less: --recompute, --keep-base, --write-to."
+    with told_of_the_dead(again), told_of_full_memory(full):
+        yield
 
 
 def _load(options: argparse.Namespace, folder: Path, ranks: Ranks) -> LanguageModel:

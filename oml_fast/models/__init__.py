@@ -6,11 +6,11 @@ from .bundled import bundled_model
 from .completer import HfCompleter
 from .decoding import batches_by_length, decode, greedy, prefill, sample
 from .digests import model_digest, tokenizer_digest
-from .heap import give_freed_memory_back, keep_freed_memory
+from .heap import give_freed_memory_back, keep_freed_memory, told_of_full_memory
 from .language_model import LanguageModel, blocks_of, recompute_blocks
 from .loading import load, load_tokenizer, model_shape, require_model_folder, resolve_device, save, weight_shapes
 from .packed import packed_weights
-from .ranks import ALONE, Ranks, joined
+from .ranks import ALONE, Ranks, joined, told_of_the_dead
 from .skeleton import read_config, skeleton, weights_dtype
 
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
     "sample",
     "save",
     "skeleton",
+    "told_of_full_memory",
+    "told_of_the_dead",
     "tokenizer_digest",
     "weight_shapes",
     "weights_dtype",

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
+
+from ..errors import OmlError
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
@@ -19,6 +25,18 @@ def give_freed_memory_back() -> None:
     """Once, now. Decoding leaves holes, for its tensors grow with each token, and training's tensors fit into none."""
     if (malloc_trim := _libc("malloc_trim")) is not None:
         malloc_trim(0)
+
+
+@contextmanager
+def told_of_full_memory(way_out: str) -> Iterator[None]:
+    """Where memory runs out inside, on a GPU or on the host, OmlError with this way out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OmlError(f"out of memory ({first}) {way_out}") from error
 
 
 def _libc(name: str) -> Any:

@@ -63,6 +63,19 @@ class Ranks:
 
 
 ALONE = Ranks()
+# What gloo and NCCL say of a process that is gone.
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
+
+
+@contextmanager
+def told_of_the_dead(way_out: str) -> Iterator[None]:
+    """Where another process of torchrun dies inside, OmlError with this way out instead of what its connection says."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _GONE):
+            raise
+        raise OmlError(f"another process of torchrun has ended: its own message says why. {way_out}") from error
 
 
 @contextmanager

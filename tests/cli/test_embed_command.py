@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import typing
 from collections.abc import Callable
@@ -93,6 +94,39 @@ def test_a_model_in_bfloat16_is_embedded_in_less_memory(run: Run, tmp_path: Path
     name = flags[0].removeprefix("--").replace("-", "_")
     assert saved["config"][name] == (flags[1] if len(flags) > 1 else True)
     assert not (tmp_path / "model.checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore."), "CUDA out of memory. Tried to"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), "can't allocate memory"),
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]"), "another process of torchrun has ended"),
+    ],
+)
+def test_a_full_memory_and_a_dead_process_are_told_in_one_line(
+    embed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module("oml_fast.embed"), "embed", fail)
+    code, _, told = embed()
+    assert code == 1
+    line = told.strip().splitlines()[-1]
+    assert said in line
+    assert "oml-fast plan" in line or "--checkpoint-every" in line
+    assert not (tmp_path / "model").exists()
+
+
+def test_another_fault_is_no_full_memory(embed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr(importlib.import_module("oml_fast.embed"), "embed", fail)
+    with pytest.raises(RuntimeError, match="a fault of our own"):
+        embed()
 
 
 def test_to_offload_is_of_several_processes(embed: Run, tmp_path: Path) -> None:

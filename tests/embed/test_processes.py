@@ -104,8 +104,10 @@ def test_after_a_process_was_killed_the_same_command_ends_in_the_same_bits(
     workers = [child for child in psutil.Process(process.pid).children() if "embed" in child.cmdline()]
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    said = process.communicate(timeout=60)[1]
     assert process.returncode != 0
+    assert "another process of torchrun has ended: its own message says why. Give the same command again: it" in said
+    assert "Traceback" not in said.split("torch.distributed.elastic")[0]
     assert not (work / "again").exists()
     (state,) = kept.glob("step-*")
     assert 5 <= int(state.name.removeprefix("step-")) < 16
