@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import transformers
@@ -13,6 +15,14 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
 _CORPUS = Path(__file__).resolve().parent.parent / "LICENSE"
 
 
@@ -46,19 +56,20 @@ def tiny_tokenizer(
 
 
 def write_tiny_model(
-    folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, chat: bool = True, bos: bool = False
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    chat: bool = True,
+    bos: bool = False,
+    sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> Path:
-    """A 2-layer Llama with random weights, saved as transformers saves it."""
+    """A 2-layer Llama with random weights, saved as transformers saves it; `sizes` instead of its own."""
     tokenizer = tiny_tokenizer(chat=chat, bos=bos)
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
+        **{**SIZES, **sizes},
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
         initializer_range=0.3,
         tie_word_embeddings=True,
         bos_token_id=0,

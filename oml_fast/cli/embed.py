@@ -190,7 +190,9 @@ def _explained(options: argparse.Namespace) -> Iterator[None]:
     again = "Give the same command again: it goes on from the last checkpoint."
     if not options.checkpoint_every:
         again = "Start again; with --checkpoint-every the next run could go on from where it was."
-    full = "Nothing is half-written. `oml-fast plan` finds settings that take less: --recompute, --keep-base, --write-to."
+    full = (
+        "Nothing is half-written. `oml-fast plan` finds settings that take less: --recompute, --keep-base, --write-to."
+    )
     with told_of_the_dead(again), told_of_full_memory(full):
         yield
 

@@ -39,9 +39,9 @@ __all__ = [
     "sample",
     "save",
     "skeleton",
+    "tokenizer_digest",
     "told_of_full_memory",
     "told_of_the_dead",
-    "tokenizer_digest",
     "weight_shapes",
     "weights_dtype",
 ]

@@ -12,8 +12,8 @@ from ..models import weights_dtype
 from .dry_run import Cost, dry_run
 from .machines import Machine
 
-# What ops keep beside the tensors that they give: tiles of logits and of their gradients.
-TILES = 2**27
+# What ops keep beside the tensors that they give, on a CPU and on a GPU: tiles of logits and of their gradients.
+TILES = {True: 2**24, False: 2**27}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,17 @@ class Memory:
 
 
 def memory(
-    cost: Cost, config: Any, work: Workload, processes: int = 1, *, keep_base: str = "device", offload: bool = False
+    cost: Cost,
+    config: Any,
+    work: Workload,
+    processes: int = 1,
+    *,
+    keep_base: str = "device",
+    offload: bool = False,
+    on_cpu: bool = False,
 ) -> Memory:
     """Of one of `processes` that share the model's weights by rows, as FSDP2 does (models/sharded.py)."""
+    tiles = TILES[on_cpu]
     share = 0 if offload else 1 / processes
     kept_base = cost.base if keep_base == "device" else 0.0
     living = {
@@ -58,7 +66,7 @@ def memory(
     }
     rest = cost.weights - cost.block_weights * config.get_text_config().num_hidden_layers
     exact = 4 / weights_dtype(config).itemsize
-    training = max(_passing(cost, rest, exact, processes), (cost.update / processes + TILES, 0.0), key=sum)
+    training = max(_passing(cost, rest, exact, processes, tiles), (cost.update / processes + tiles, 0.0), key=sum)
     measuring = max(0.0, cost.measuring + _gathered(cost, rest, processes) - cost.whitening)
     # The whitening is measured before there are changes, gradients and moments.
     without = sum(living[name] for name in ("gradients", "states", "base"))
@@ -81,9 +89,9 @@ def _gathered(cost: Cost, rest: float, processes: int) -> float:
     return 0.0 if processes == 1 else rest + 2 * cost.block_weights
 
 
-def _passing(cost: Cost, rest: float, exact: float, processes: int) -> tuple[float, float]:
+def _passing(cost: Cost, rest: float, exact: float, processes: int, tiles: int) -> tuple[float, float]:
     """Activations and gathered weights, where their sum is largest. exact: size of a weight's gradient in float32."""
-    activations = cost.activations + TILES
+    activations = cost.activations + tiles
     if processes == 1:
         return activations, 0.0
     gathered = _gathered(cost, rest, processes)
@@ -92,7 +100,7 @@ def _passing(cost: Cost, rest: float, exact: float, processes: int) -> tuple[flo
     return max(
         (activations, gathered),
         (activations - cost.block_activations, gathered + reducing),
-        (float(TILES), rest * (1 + exact)),  # those outside of blocks come last
+        (float(tiles), rest * (1 + exact)),  # those outside of blocks come last
         key=sum,
     )
 
@@ -129,7 +137,9 @@ def memory_need(
     cost = dry_run(config, recipe, work, machine.count, recompute=recompute)
     # On a CPU the host is the device.
     kept = "device" if machine.on_cpu and keep_base == "host" else keep_base
-    need = memory(cost, config, work, machine.count, keep_base=kept, offload=offload and not machine.on_cpu)
+    need = memory(
+        cost, config, work, machine.count, keep_base=kept, offload=offload and not machine.on_cpu, on_cpu=machine.on_cpu
+    )
     return MemoryNeed(need, machine.usable)
 
 

@@ -132,7 +132,9 @@ def _first_that_fits(
         if layout.recompute not in costs:
             costs[layout.recompute] = dry_run(config, recipe, work, machine.count, recompute=layout.recompute)
         cost = costs[layout.recompute]
-        need = memory(cost, config, work, machine.count, keep_base=layout.keep_base, offload=layout.offload)
+        need = memory(
+            cost, config, work, machine.count, keep_base=layout.keep_base, offload=layout.offload, on_cpu=machine.on_cpu
+        )
         found.append((layout, cost, need))
         if need.total <= usable:
             return found[-1]
@@ -143,7 +145,7 @@ def _layouts(machine: Machine) -> Iterator[Layout]:
     for layout in LAYOUTS:
         if not machine.on_cpu or layout.keep_base != "host":  # where the device's memory is the host's
             yield layout
-    if machine.count > 1:
+    if machine.count > 1 and not machine.on_cpu:
         yield LAST_RESORT
 
 

@@ -107,7 +107,7 @@ def test_after_a_process_was_killed_the_same_command_ends_in_the_same_bits(
     said = process.communicate(timeout=60)[1]
     assert process.returncode != 0
     assert "another process of torchrun has ended: its own message says why. Give the same command again: it" in said
-    assert "Traceback" not in said.split("torch.distributed.elastic")[0]
+    assert said.count("Traceback") == 1  # torchrun's own
     assert not (work / "again").exists()
     (state,) = kept.glob("step-*")
     assert 5 <= int(state.name.removeprefix("step-")) < 16

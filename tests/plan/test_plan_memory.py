@@ -56,7 +56,7 @@ distributed.destroy_process_group()
 recipe = Recipe(text_share=0.0, batch_size=world * count)
 work = workload(recipe, Keys(world * count, 16))
 found = memory(dry_run(config, recipe, work, world, recompute=bool(recompute)), config, work, world)
-print(tracked, found.weights + found.gradients + found.activations + found.gathered - TILES)
+print(tracked, found.weights + found.gradients + found.activations + found.gathered - TILES[False])
 """
 
 
