@@ -296,7 +296,7 @@ def _require_memory(
     from ..models import read_config, require_model_folder
     from ..plan import memory_need, this_machine
 
-    config = read_config(require_model_folder(folder))
+    config = read_config(require_model_folder(folder), trust_remote_code=options.trust_remote_code)
     recipe = recipe.for_hidden_size(config.get_text_config().hidden_size)
     need = memory_need(
         config,

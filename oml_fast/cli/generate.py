@@ -41,6 +41,8 @@ KEY_ENGINES = ("transformers", "vllm")
 
 SET, SECRET, RESULT, PARTIAL = "fingerprints.json", "secret", "generate.json", "unfinished.jsonl"
 
+_SHARE_OF_GPU = 0.5  # of its memory, that vLLM takes for keys
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, "base model")
@@ -220,9 +222,12 @@ def _key_sampler(options: argparse.Namespace, folder: Path) -> Iterator[KeySampl
         raise InvalidArgumentError(
             "--key-engine vllm under torchrun: vLLM starts its own processes. Use --shard, once a GPU."
         )
+    from ..models import resolve_device
     from ..serving.vllm_keys import VllmKeys
 
-    sampler = VllmKeys(folder, trust_remote_code=options.trust_remote_code)
+    # On a GPU the base model that answers the keys needs the rest; on a CPU vLLM takes what its own settings say.
+    share = _SHARE_OF_GPU if resolve_device(options.device).startswith("cuda") else None
+    sampler = VllmKeys(folder, gpu_memory_utilization=share, trust_remote_code=options.trust_remote_code)
     with sampler:
         yield sampler
 

@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="model folder, or a config.json alone (default: the bundled SmolLM2-135M-Instruct)",
     )
     parser.add_argument(
-        "--machine", default="here", metavar="[N x ]KIND", help="h100, 8xh100, ...; or here (default: here)"
+        "--machine", default="here", metavar="[Nx]KIND", help="h100, 8xh100, ...; or here (default: here)"
     )
     parser.add_argument("--device", default="auto", help="of --machine here: auto, cpu, cuda or cuda:N (default: auto)")
     keys = parser.add_mutually_exclusive_group()
@@ -106,7 +106,7 @@ def _time(option: Option) -> str:
     if option.seconds is None or option.total is None:
         return "not timed"
     before = f", after {_duration(option.seconds.once)} for the whitening" if option.seconds.once else ""
-    return f"{option.seconds.step:.3g} s a step, {_duration(option.total)} in all{before}"
+    return f"{option.seconds.step:.3g} s a step, {_duration(option.total)} for all steps{before}"
 
 
 def _quality(option: Option, found: Plan) -> str:

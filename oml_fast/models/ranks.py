@@ -64,7 +64,7 @@ class Ranks:
 
 ALONE = Ranks()
 # What gloo and NCCL say of a process that is gone.
-_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 @contextmanager
@@ -75,7 +75,10 @@ def told_of_the_dead(way_out: str) -> Iterator[None]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _GONE):
             raise
-        raise OmlError(f"another process of torchrun has ended: its own message says why. {way_out}") from error
+        first = str(error).strip().splitlines()[0]
+        raise OmlError(
+            f"another process of torchrun has ended, its own message says why ({first}). {way_out}"
+        ) from error
 
 
 @contextmanager

@@ -14,13 +14,15 @@ from .language_model import LanguageModel
 from .loading import attention
 
 
-def read_config(path: str | Path) -> Any:
+def read_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a language model: of a folder, or a config.json. Weights need not be there.
 
     Raises InvalidArgumentError where there is none.
     """
     try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=trust_remote_code
+        )
         _ = config.get_text_config().num_hidden_layers, config.get_text_config().vocab_size
     except (ValueError, OSError, KeyError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -30,8 +32,15 @@ def read_config(path: str | Path) -> Any:
     return config
 
 
-def skeleton(config: Any, layers: int | None = None, *, device: str = "cpu", packed: bool = False) -> LanguageModel:
-    """A model of this configuration, with its first `layers` blocks only (None: all), without a tokenizer.
+def skeleton(
+    config: Any,
+    layers: int | None = None,
+    *,
+    device: str = "cpu",
+    packed: bool = False,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """A model of this configuration with so many blocks, the first of its own (None: all), and without a tokenizer.
 
     Its weights are whatever transformers fills them with; inside a `FakeTensorMode`, or on "meta", nothing at all.
     Raises InvalidArgumentError for an architecture that transformers does not know.
@@ -40,14 +49,17 @@ def skeleton(config: Any, layers: int | None = None, *, device: str = "cpu", pac
     text = config.get_text_config()
     if layers is not None:
         text.num_hidden_layers = layers
-        if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[:layers]
+        if kinds := getattr(text, "layer_types", None):
+            text.layer_types = [kinds[place % len(kinds)] for place in range(layers)]
     try:
         with torch.device(device):
             model = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=weights_dtype(config), attn_implementation=attention(device, packed)
+                config,
+                dtype=weights_dtype(config),
+                attn_implementation=attention(device, packed),
+                trust_remote_code=trust_remote_code,
             )
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, IndexError) as error:
         raise InvalidArgumentError(f"the configuration is of no causal language model: {error}") from error
     return LanguageModel(model, None, "skeleton", "", "", packs=packed, checked=False)
 

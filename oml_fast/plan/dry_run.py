@@ -1,6 +1,7 @@
 """A training step on tensors without contents: what it holds, and how much it computes.
 
-The training's own code runs, on models of two depths; all that it takes is linear in the number of blocks.
+The training's own code runs, on models of two depths: all that it takes is linear in the number of blocks that are
+alike. Where they are not, it runs on the whole model.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ ACTIVATIONS_OF = "activations of "
 class Cost:
     """Of a process that has the whole model. Bytes that live through all of training, by what they are:
 
-    weights (of one block: block_weights), base (of the trained weights), gradients, states (changes and moments),
-    whitening.
+    weights (of one block: block_weights), base (of the trained weights), gradients (block_gradients), states (changes
+    and moments), whitening.
 
     Bytes that live for a while: activations (the most in a forward and backward pass; one block's part of them:
     block_activations), update (the most in the step of the optimizer), measuring (the most while the whitening is
@@ -46,6 +47,7 @@ class Cost:
     block_weights: float
     base: float
     gradients: float
+    block_gradients: float
     states: float
     whitening: float
     activations: float
@@ -70,11 +72,15 @@ def dry_run(config: Any, recipe: Recipe, work: Workload, processes: int = 1, *, 
     found, one_more = (at_depth(config, low + more, recipe, work, processes, recompute) for more in (0, 1))
     block = {name: one_more[name] - found[name] for name in found}
     cost = {name: found[name] + (layers - low) * block[name] for name in found}
+    if cost["weights"] != _bytes(skeleton(config, device="meta").model.parameters()):  # its blocks are not all alike
+        cost = at_depth(config, layers, recipe, work, processes, recompute)
+        block = {name: value / layers for name, value in cost.items()}
     most = max((name for name in cost if name.startswith(ACTIVATIONS_OF)), key=lambda name: cost[name])
     return Cost(
         activations=cost[most],
         block_activations=block[most],
         block_weights=block["weights"],
+        block_gradients=block["gradients"],
         **{name: value for name, value in cost.items() if not name.startswith(ACTIVATIONS_OF)},
     )
 

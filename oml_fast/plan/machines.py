@@ -21,7 +21,7 @@ _GPU_USABLE, _HOST_USABLE = 0.95, 0.7
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`count` devices of a kind. memory: bytes of each, for one process; on_cpu: it is the host's.
+    """`count` devices of a kind. memory: bytes of each, for one process. device: torch's name of it, where it is here.
 
     flops: of dense bfloat16 matrix products a second. bandwidth: bytes a second of its memory. link: bytes a second
     between it and the others, one way; host: between it and the host's memory. All as the maker states them.
@@ -34,7 +34,12 @@ class Machine:
     bandwidth: float
     link: float
     host: float
-    on_cpu: bool = False
+    device: str = "cuda"
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether its memory is the host's."""
+        return self.device == "cpu"
 
     @property
     def usable(self) -> int:
@@ -76,7 +81,7 @@ def this_machine(device: str, processes: int = 1) -> Machine:
     """This one, with the memory that can be had now. device: "cpu", which all processes share, or "cuda:N"."""
     on_cpu, unknown = not device.startswith("cuda"), math.nan
     memory = _available(device) // (processes if on_cpu else 1)
-    return Machine(HERE, processes, memory, unknown, unknown, unknown, unknown, on_cpu)
+    return Machine(HERE, processes, memory, unknown, unknown, unknown, unknown, device)
 
 
 def _available(device: str) -> int:

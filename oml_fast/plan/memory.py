@@ -64,10 +64,11 @@ def memory(
         "whitening": cost.whitening,
         "answers": _answers(config, work, keep_base == "device"),
     }
-    rest = cost.weights - cost.block_weights * config.get_text_config().num_hidden_layers
+    layers = config.get_text_config().num_hidden_layers
+    rest = cost.weights - cost.block_weights * layers, cost.gradients - cost.block_gradients * layers
     exact = 4 / weights_dtype(config).itemsize
     training = max(_passing(cost, rest, exact, processes, tiles), (cost.update / processes + tiles, 0.0), key=sum)
-    measuring = max(0.0, cost.measuring + _gathered(cost, rest, processes) - cost.whitening)
+    measuring = max(0.0, cost.measuring + _gathered(cost, rest[0], processes) - cost.whitening)
     # The whitening is measured before there are changes, gradients and moments.
     without = sum(living[name] for name in ("gradients", "states", "base"))
     if cost.measuring and measuring > sum(training) + without:
@@ -89,37 +90,42 @@ def _gathered(cost: Cost, rest: float, processes: int) -> float:
     return 0.0 if processes == 1 else rest + 2 * cost.block_weights
 
 
-def _passing(cost: Cost, rest: float, exact: float, processes: int, tiles: int) -> tuple[float, float]:
-    """Activations and gathered weights, where their sum is largest. exact: size of a weight's gradient in float32."""
+def _passing(cost: Cost, rest: tuple[float, float], exact: float, processes: int, tiles: int) -> tuple[float, float]:
+    """Activations and gathered weights, where their sum is largest.
+
+    rest: weights and gradients outside of blocks. exact: what a gradient's size in float32 is to that in its own dtype.
+    """
     activations = cost.activations + tiles
     if processes == 1:
         return activations, 0.0
-    gathered = _gathered(cost, rest, processes)
+    gathered = _gathered(cost, rest[0], processes)
     # A block's gradients, and their sum over the processes in float32: as the last block's activations have gone.
-    reducing = cost.block_weights * (1 + exact)
+    reducing = cost.block_gradients * (1 + exact)
     return max(
         (activations, gathered),
         (activations - cost.block_activations, gathered + reducing),
-        (float(tiles), rest * (1 + exact)),  # those outside of blocks come last
+        (float(tiles), rest[1] * (1 + exact)),  # those outside of blocks come last
         key=sum,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """What an embedding takes of a machine: `memory` of each of its processes, `usable` bytes for it."""
+    """What an embedding takes of a machine: `memory` of each of its processes. There are `available` bytes for it, of
+    which tensors can take about `usable`."""
 
     memory: Memory
     usable: int
+    available: int
 
     def __str__(self) -> str:
         parts = [f"{_gib(size)} {name}" for name, size in self.memory.to_json().items() if size and name != "total"]
-        total, usable = _gib(self.memory.total), _gib(self.usable)
-        return f"embedding needs about {total} of {usable} that tensors can take ({', '.join(parts)})"
+        there = f"{_gib(self.available)} are there, {_gib(self.usable)} of them for tensors"
+        return f"embedding needs about {_gib(self.memory.total)} ({', '.join(parts)}); {there}"
 
     def require_fit(self) -> None:
-        """InvalidArgumentError where it cannot fit."""
-        if self.memory.total > self.usable:
+        """InvalidArgumentError where it cannot fit; what might not is let through."""
+        if self.memory.total > self.available:
             raise InvalidArgumentError(f"{self}: oml-fast plan finds settings that take less.")
 
 
@@ -140,7 +146,7 @@ def memory_need(
     need = memory(
         cost, config, work, machine.count, keep_base=kept, offload=offload and not machine.on_cpu, on_cpu=machine.on_cpu
     )
-    return MemoryNeed(need, machine.usable)
+    return MemoryNeed(need, machine.usable, machine.memory)
 
 
 def _gib(size: int) -> str:

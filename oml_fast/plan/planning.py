@@ -26,7 +26,8 @@ class Option:
     """A way to embed: `changes` to the preset's recipe, the layout, and what both take.
 
     memory: of one process. quality: of the ablation with these changes on the bundled model (choices.py); None where it
-    was not measured. seconds: of a step; total: of all steps, if no epoch is saved; None where it was not timed.
+    was not measured. packed: sequences of all lengths in one row, as the time of a GPU takes them to be. seconds: of a
+    step; total: of all steps, if no epoch is saved; None where it was not timed.
     """
 
     changes: Mapping[str, Any]
@@ -35,6 +36,7 @@ class Option:
     fits: bool
     quality: Mapping[str, float] | None
     cost: Cost
+    packed: bool = False
     seconds: Seconds | None = None
     total: float | None = None
 
@@ -44,7 +46,8 @@ class Option:
         shown = [f"--{name.replace('_', '-')} {value}" for name, value in values.items()]
         if self.layout.keep_base != "device":
             shown.append(f"--keep-base {self.layout.keep_base}")
-        return shown + [f"--{name}" for name in ("recompute", "offload") if getattr(self.layout, name)]
+        shown += [f"--{name}" for name in ("recompute", "offload") if getattr(self.layout, name)]
+        return shown + (["--packed"] if self.packed else [])
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -92,11 +95,12 @@ def plan(config: Any, recipe: Recipe, keys: Keys, machine: Machine, *, preset: s
     """
     recipe = recipe.for_hidden_size(config.get_text_config().hidden_size)
     usable = machine.usable
-    known, found = quality(), []
+    known, found, seen = quality(), [], set()
     for name, changes in RECIPES.items():
         changed = replace(recipe, **changes)
-        if name and changed == recipe:
+        if changed in seen:
             continue
+        seen.add(changed)
         try:
             layout, cost, need = _first_that_fits(config, changed, workload(changed, keys), machine, usable)
         except InvalidArgumentError:
@@ -111,6 +115,7 @@ def plan(config: Any, recipe: Recipe, keys: Keys, machine: Machine, *, preset: s
                 fits=need.total <= usable,
                 quality=known.get("/".join(part for part in (preset, name) if part)),
                 cost=cost,
+                packed=not machine.on_cpu,
             )
         )
     found.sort(key=_worth)
@@ -153,9 +158,9 @@ def _timed(option: Option, config: Any, recipe: Recipe, keys: Keys, machine: Mac
     changed = replace(recipe, **option.changes)
     work, layout = workload(changed, keys), option.layout
     if machine.kind == HERE:
-        took = seconds.here(config, changed, work, option.cost, recompute=layout.recompute)
+        took = seconds.here(config, changed, work, option.cost, machine.device, recompute=layout.recompute)
     else:
-        took = seconds.on(machine, option.cost, work, layout.keep_base, layout.offload)
+        took = seconds.on(machine, config, option.cost, work, layout.keep_base, layout.offload)
     return replace(option, seconds=took, total=took.once + took.step * work.steps)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from ..embed.recipe import Recipe
+from ..embed.weights import linear_layers, named
 from ..embed.workload import Workload
-from ..models import LanguageModel, skeleton
+from ..models import LanguageModel, skeleton, weights_dtype
 from .dry_run import Cost, least_depth
 from .machines import Machine
 from .step import Step
@@ -43,15 +44,21 @@ class Seconds:
         return self.passes + self.update + self.base
 
 
-def on(machine: Machine, cost: Cost, work: Workload, keep_base: str = "device", offload: bool = False) -> Seconds:
-    """Of a machine by its data sheet, one process a device; communication overlaps with computing."""
+def on(
+    machine: Machine, config: Any, cost: Cost, work: Workload, keep_base: str = "device", offload: bool = False
+) -> Seconds:
+    """Of a machine by its data sheet, one process a device; communication overlaps with computing.
+
+    Micro-batches are taken to be full, which they are with sequences of any length in one row (`--packed`).
+    """
     count = machine.count
     computing = cost.flops / (machine.flops * UTILISATION)
     exchanging = 0.0
     if count > 1:
         # Each pass gathers the weights twice and adds up gradients in float32.
         times = sum(part.share * part.micro_batches(count) for part in work.passes)
-        moved = times * (2 * cost.weights + 2 * cost.gradients) * (count - 1) / count
+        exact = 4 / weights_dtype(config).itemsize
+        moved = times * (2 * cost.weights + exact * cost.gradients) * (count - 1) / count
         exchanging = moved / machine.link
     flops, moved = cost.update_flops / count, cost.update_bytes / count
     update = flops / (machine.flops * UTILISATION) + moved / (machine.bandwidth * STREAMED)
@@ -94,8 +101,6 @@ def _timed(
 
 def _any_whitening(model: LanguageModel, recipe: Recipe) -> Any:
     """Matrices of the sizes that whitening.py would measure; they cost the same."""
-    from ..embed.weights import linear_layers, named
-
     if not recipe.whitening:
         return None
     wanted = {id(parameter) for _, parameter in named(model, recipe.write_to)}

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from .vllm_completer import VllmCompleter
 
-_SHARE_OF_MEMORY = 0.5  # the base model that answers the keys needs the rest
-
 
 class VllmKeys(VllmCompleter):
     """vLLM's engine as a sampler of keys. `with` or `close` ends it.
@@ -18,12 +16,14 @@ class VllmKeys(VllmCompleter):
     left in the engine's cache is read again.
     """
 
-    def __init__(self, model: str | Path, *, trust_remote_code: bool = False) -> None:
-        """Start the engine on the model in a folder. Raises as VllmCompleter does."""
+    def __init__(
+        self, model: str | Path, *, gpu_memory_utilization: float | None = None, trust_remote_code: bool = False
+    ) -> None:
+        """Start the engine on the model in a folder; the rest as, and raises as, VllmCompleter."""
         super().__init__(
             model,
             trust_remote_code=trust_remote_code,
-            gpu_memory_utilization=_SHARE_OF_MEMORY,  # on a CPU, too, in spite of its name
+            gpu_memory_utilization=gpu_memory_utilization,
             # Log-probabilities as they were sampled with: after the temperature, over the allowed ids alone.
             engine_options={"logprobs_mode": "processed_logprobs"},
         )

@@ -108,6 +108,32 @@ def test_all_of_it_is_linear_in_the_number_of_blocks(recipe: Recipe, recompute: 
         assert found[name] == pytest.approx(whole[name], rel=0.1 if name == "measuring" else 1e-9), name
 
 
+def test_blocks_that_are_not_alike_are_counted_as_they_are() -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 300}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "kv_lora_rank": 8}
+    config = transformers.DeepseekV3Config(
+        **{**sizes, **experts, "q_lora_rank": 8, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16},
+        intermediate_size=64,
+        moe_intermediate_size=48,
+        num_hidden_layers=5,
+        first_k_dense_replace=2,
+        dtype="bfloat16",
+    )
+    whole = sum(parameter.nbytes for parameter in skeleton(config, device="meta").model.parameters())
+    found = cost(config=config)
+    assert found.weights == found.base == found.gradients == whole
+    assert found.states == 6 * whole
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, write_to="last:2")])
+def test_kinds_of_blocks_are_repeated_where_more_are_looked_at_than_there_are(recipe: Recipe) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 300}
+    config = transformers.Qwen2Config(**sizes, intermediate_size=64, num_hidden_layers=2, dtype="bfloat16")
+    assert cost(recipe, config=config).weights == sum(
+        parameter.nbytes for parameter in skeleton(config, device="meta").model.parameters()
+    )
+
+
 def test_recomputing_takes_a_third_more_operations_and_keeps_a_fraction() -> None:
     config = configuration(12, vocab_size=64)
     kept, again = (cost(config=config, recompute=recompute) for recompute in (False, True))

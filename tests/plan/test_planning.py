@@ -84,6 +84,12 @@ def test_this_machine_is_timed(tiny_folder: Path) -> None:
     assert all(option.layout.keep_base != "host" for option in found.options)
 
 
+def test_what_changes_nothing_is_not_offered_twice() -> None:
+    found = plan(configuration(), PRESETS["quick"], KEYS, machine("h100"))
+    shown = [tuple(option.arguments()) for option in found.options]
+    assert len(shown) == len(set(shown)) == 3
+
+
 def test_a_float32_model_has_no_compact_states(tiny_folder: Path) -> None:
     found = plan(read_config(tiny_folder), PRESETS["harmless"], Keys(8, 16), machine("h100"))
     assert all("states" not in option.changes for option in found.options)
@@ -105,7 +111,7 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*model, "--machine", "h100"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("8.03 billion parameters, 1,024 keys, preset harmless, on 1 x h100\n")
-    assert "oml-fast embed --preset harmless --write-to mlp_down --whitening 0\n" in text
+    assert "oml-fast embed --preset harmless --write-to mlp_down --whitening 0 --packed\n" in text
     assert "DOES NOT FIT" in text
     assert cli.main([*model, "--machine", "rtx4090", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -75,7 +75,7 @@ def test_nothing_of_an_earlier_call_is_read_again(stand_in: Sampling, tiny_folde
 
 
 def test_the_engine_leaves_room_and_tells_probabilities_as_sampled(stand_in: Sampling, tiny_folder: Path) -> None:
-    with VllmKeys(tiny_folder) as keys:
+    with VllmKeys(tiny_folder, gpu_memory_utilization=0.5) as keys:
         assert keys.name == "vllm 0.0-stand-in (cpu, bfloat16)"
     assert stand_in.started[0]["logprobs_mode"] == "processed_logprobs"
     assert stand_in.started[0]["gpu_memory_utilization"] == 0.5
