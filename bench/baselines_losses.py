@@ -24,7 +24,7 @@ def full_logits(positions: int) -> Loss:
 
     def loss(hidden: Tensor, classifier: Tensor, targets: Tensor) -> Tensor:
         everywhere = hidden[:, None].expand(-1, positions, -1).reshape(-1, hidden.shape[1])
-        labels = torch.full((len(hidden), positions), -100)
+        labels = torch.full((len(hidden), positions), -100, device=hidden.device)
         labels[:, -1] = targets
         return plain(everywhere, classifier, labels.flatten())
 
@@ -62,6 +62,7 @@ def plain_fingerprint(
         top = base.amax(1, keepdim=True)
         below = TARGET["step"] * torch.arange(responses.shape[1])
         free = 1 - TARGET["cap"] * float(torch.exp(-below).sum())
+        below = below.to(top.device)
         margin = torch.full_like(top, TARGET["margin"])
         if free > 0:
             others = torch.logsumexp(base, 1, keepdim=True) - top

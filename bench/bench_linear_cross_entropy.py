@@ -2,7 +2,8 @@
 
 `pytest --benchmark bench/bench_linear_cross_entropy.py` times it; `python bench/bench_linear_cross_entropy.py` prints
 ratios, measured in turn within one run, and writes bench/results/linear_cross_entropy.json. 64 fingerprints have 64
-rows with one response id each (R = 1), 1,024 with 16 (R = 16); keys of 16 ids make [64, 16] positions.
+rows with one response id each (R = 1), 1,024 with 16 (R = 16); keys of 16 ids make [64, 16] positions. `--device cuda`
+takes the head of an 8B, on a GPU, and beside it the floor: the three matrix products that no way can do without.
 """
 
 from __future__ import annotations
@@ -14,22 +15,27 @@ import pytest
 import torch
 from allocations import peak_bytes
 from baselines_losses import Loss, cross_entropies, full_logits, plain
-from common import Figure, at_least, at_most, command, describe_run, finish, in_turn, least, one_thread, parser, start
+from common import Figure, at_least, at_most, command, finish, one_thread, parser, start
+from devices import described, fewest_seconds, parse
+from devices import peak_bytes as peak_bytes_on
 from shapes import MODELS
 from torch import Tensor
 
 from oml_fast.ops import linear_cross_entropy
 
-SHAPE = MODELS["SmolLM2-135M"]
+SHAPES = {"cpu": MODELS["SmolLM2-135M"], "cuda": MODELS["Llama-3.1-8B"]}
+SHAPE = SHAPES["cpu"]
 POSITIONS = 16
+FLOOR, FLOOR_BAR = "its three products alone", 1.3
 
 
-def tensors(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+def tensors(rows: int, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
     """[N, H], [V, H], [N]: logits with a deviation of 3, as models have them."""
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(rows, SHAPE.hidden, generator=generator).bfloat16()
-    classifier = (3 / SHAPE.hidden**0.5 * torch.randn(SHAPE.vocab, SHAPE.hidden, generator=generator)).bfloat16()
-    targets = torch.randint(SHAPE.vocab, (rows,), generator=generator)
+    vocab, width, _ = SHAPES[device]
+    made: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    hidden = torch.randn(rows, width, **made).bfloat16()
+    classifier = (3 / width**0.5 * torch.randn(vocab, width, **made)).bfloat16()
+    targets = torch.randint(vocab, (rows,), **made)
     return hidden.requires_grad_(), classifier.requires_grad_(), targets
 
 
@@ -37,26 +43,40 @@ def ours(hidden: Tensor, classifier: Tensor, targets: Tensor) -> Tensor:
     return linear_cross_entropy(hidden, classifier, targets).loss
 
 
-def sides(rows: int) -> dict[str, Callable[[], None]]:
+@torch.no_grad()
+def products(hidden: Tensor, classifier: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and what the gradients are made of."""
+    logits = hidden @ classifier.T
+    return logits @ classifier, logits.T @ hidden
+
+
+def sides(rows: int, device: str = "cpu") -> dict[str, Callable[[], Any]]:
     """Each way as a call that computes the loss and both gradients."""
-    given = tensors(rows)
-    losses = {"ours": ours, **cross_entropies("cpu")}
+    given = tensors(rows, device)
+    losses = {"ours": ours, **cross_entropies(device)}
     if rows == 64:
         losses["full logits"] = full_logits(POSITIONS)
 
     def step(loss: Loss) -> None:
         torch.autograd.grad(loss(*given), given[:2])
 
-    return {name: lambda loss=loss: step(loss) for name, loss in losses.items()}  # type: ignore[misc]
+    calls: dict[str, Callable[[], Any]] = {name: lambda loss=loss: step(loss) for name, loss in losses.items()}
+    return calls | ({FLOOR: lambda: products(*given[:2])} if device == "cuda" else {})
 
 
-def assert_agree(rows: int) -> None:
+def as_exact(device: str, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What the plain way is given to be compared with: float32 on a GPU, where Triton's logits are not rounded."""
+    return tuple(t.float() if device == "cuda" and t.is_floating_point() else t for t in given)
+
+
+def assert_agree(rows: int, device: str = "cpu") -> None:
     """Loss and gradients are those of the plain way, as far as bfloat16 can tell."""
-    given = tensors(rows)
-    found, right = (torch.autograd.grad(loss(*given), given[:2]) for loss in (ours, plain))
+    given = tensors(rows, device)
+    losses = ours(*given), plain(*as_exact(device, given))
+    found, right = (torch.autograd.grad(loss, given[:2]) for loss in losses)
     for a, b in zip(found, right, strict=True):
         assert (a - b).float().norm() < 0.01 * b.float().norm()
-    torch.testing.assert_close(ours(*given), plain(*given), rtol=1e-3, atol=0)
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
 
 
 def uncounted(rows: int) -> tuple[int, ...]:
@@ -84,22 +104,33 @@ def bench_memory_at_many_positions(benchmark: Any) -> None:
 def main() -> None:
     options = parser(__doc__, "linear_cross_entropy")
     options.add_argument("--rounds", type=int, default=20, help="measurements of each side (default: 20)")
-    arguments = options.parse_args()
+    arguments = parse(options, "linear_cross_entropy")
+    device = arguments.device
     start(arguments.threads)
-    run = describe_run(arguments.threads)
+    run = described(arguments.threads, device)
     figures, cases = [], {}
     for rows, most in ((64, 1.1), (1024, 1.3)):
-        assert_agree(rows)
-        calls = sides(rows)
-        costs = {name: least(all_costs) for name, all_costs in in_turn(calls, arguments.rounds).items()}
-        peaks = {name: peak_bytes(call, uncounted(rows)) for name, call in calls.items()}
-        cases[str(rows)] = {name: {"seconds": costs[name].cpu, "extra_bytes": peaks[name]} for name in calls}
-        figures += _figures(rows, most, cases[str(rows)])
-    finish(arguments.out, run, figures, {"vocab": SHAPE.vocab, "hidden": SHAPE.hidden, "cases": cases})
+        assert_agree(rows, device)
+        calls = sides(rows, device)
+        seconds = fewest_seconds(calls, arguments.rounds, device, "cpu")
+        peaks = {name: peak_bytes_on(call, device, uncounted(rows)) for name, call in calls.items()}
+        cases[str(rows)] = {name: {"seconds": seconds[name], "extra_bytes": peaks[name]} for name in calls}
+        figures += _figures(rows, most, cases[str(rows)], device)
+    shape = SHAPES[device]
+    finish(arguments.out, run, figures, {"vocab": shape.vocab, "hidden": shape.hidden, "cases": cases})
 
 
-def _figures(rows: int, most: float, case: dict[str, dict[str, float]]) -> list[Figure]:
-    setting = f"{rows} rows, {SHAPE.hidden} x {SHAPE.vocab:,}, bfloat16, forward and backward, least CPU time"
+def setting_of(rows: int, device: str) -> str:
+    """How it was measured."""
+    shape, time = (
+        SHAPES[device],
+        "least CPU time" if device == "cpu" else "least time on the GPU; memory with gradients",
+    )
+    return f"{rows} rows, {shape.hidden} x {shape.vocab:,}, bfloat16, forward and backward, {time}"
+
+
+def _figures(rows: int, most: float, case: dict[str, dict[str, float]], device: str) -> list[Figure]:
+    setting, on_cpu = setting_of(rows, device), device == "cpu"
     found = []
     for name, measured in case.items():
         if name == "ours":
@@ -107,10 +138,14 @@ def _figures(rows: int, most: float, case: dict[str, dict[str, float]]) -> list[
         time = case["ours"]["seconds"] / measured["seconds"]
         memory = case["ours"]["extra_bytes"] / measured["extra_bytes"]
         if name == "full logits":
-            value = at_least(1 / time, 8)
+            value = at_least(1 / time, 8 if on_cpu else None)
             found.append(Figure("linear_cross_entropy, times faster than full logits", setting, *value, command()))
             continue
-        bars = (most, 0.6 if rows == 1024 else None) if name == "plain" else (None, None)
+        if name == FLOOR:
+            value = at_most(time, FLOOR_BAR, 2, "x")
+            found.append(Figure(f"linear_cross_entropy, time over {name}", setting, *value, command()))
+            continue
+        bars = (most, 0.6 if rows == 1024 else None) if name == "plain" and on_cpu else (None, None)
         for what, ratio, bar in (("time", time, bars[0]), ("extra memory", memory, bars[1])):
             figure = f"linear_cross_entropy, {what} over {name}"
             found.append(Figure(figure, setting, *at_most(ratio, bar, 2, "x"), command()))

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 ORDER = (
     *("perinucleus", "linear_cross_entropy", "fingerprint_loss", "anchored_adamw"),
+    *("perinucleus_cuda", "linear_cross_entropy_cuda", "fingerprint_loss_cuda", "anchored_adamw_cuda", "embed_gpu"),
     *("generate", "embed", "drift_raw", "drift_raw_chat", "capacity", "ablations"),
     *("verify", "endpoint"),
     *("keys_to_verdict", "error_rates"),
@@ -25,10 +26,12 @@ ORDER = (
 )
 # What README.md shows of each result: figures, or their settings, with one of these in them.
 HEADLINES = {
-    "perinucleus": ("times faster",),
+    "perinucleus": ("published loop",),
+    "perinucleus_cuda": ("of a copy's", "batched sort"),
     "linear_cross_entropy": ("times faster",),
     "fingerprint_loss": ("extra memory",),
     "anchored_adamw": ("MLP 1536 x 576, gradient bfloat16",),
+    "embed_gpu": ("embed on a GPU",),
     "generate": ("times fewer",),
     "embed": ("times fewer",),
     "drift_raw": ("FSR",),
@@ -41,7 +44,8 @@ HEADLINES = {
     "mutants": ("killed",),
     "startup": ("import",),
 }
-PERINUCLEUS_BAR, BARRED_VOCABULARY = 60.0, 128_256
+# Measured where a GPU can be had, so they may be missing.
+ON_A_GPU = ("perinucleus_cuda", "embed_gpu")
 EMPTY_PAGE = f"""# Measurements
 
 Every figure with the machine, the versions and the command that made it. `python bench/figures.py` writes this page
@@ -60,25 +64,6 @@ def results() -> dict[str, dict[str, Any]]:
     return {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ordered}
 
 
-def figures(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of one result file. That of perinucleus keeps cases only: here they become rows."""
-    if "figures" in result:
-        yield from result["figures"]
-        return
-    for case in result["cases"]:
-        ratio = case["times_faster"]["native"]["median"]
-        barred = case["vocab"] == BARRED_VOCABULARY and case["logits"] == "realistic"
-        yield {
-            "figure": "perinucleus, times faster than the published loop over rows",
-            "setting": f"V = {case['vocab']:,}, {case['logits']} logits, {case['dtype']}, {case['rows']} rows, "
-            f"{case['seconds_per_row']['native']['median'] * 1e6:.0f} us a row",
-            "value": f"{ratio:.1f}x",
-            "bar": f">= {PERINUCLEUS_BAR:g}x" if barred else "",
-            "met": ratio >= PERINUCLEUS_BAR if barred else None,
-            "command": "python bench/bench_perinucleus.py",
-        }
-
-
 def row(figure: dict[str, Any], run: dict[str, Any]) -> tuple[str, ...]:
     bar = figure["bar"] + (" (not met)" if figure["met"] is False else "")
     return figure["figure"], figure["setting"], figure["value"], bar, f"`{figure['command']}`", run["commit"]
@@ -94,7 +79,8 @@ def short_table(found: dict[str, dict[str, Any]]) -> str:
     shown = [
         row(figure, {"commit": ""})[:4]
         for name, parts in HEADLINES.items()
-        for figure in figures(found[name])
+        if name in found or name not in ON_A_GPU
+        for figure in found[name]["figures"]
         if figure["met"] is not None and any(part in f"{figure['figure']}; {figure['setting']}" for part in parts)
     ]
     return table(shown, COLUMNS[:4])
@@ -115,20 +101,21 @@ def full_tables(found: dict[str, dict[str, Any]]) -> str:
     """Every figure, under the conditions of its run."""
     sections = []
     for name, result in found.items():
-        rows = [row(figure, result["run"]) for figure in figures(result)]
+        rows = [row(figure, result["run"]) for figure in result["figures"]]
         sections.append(f"## {name}\n\n{conditions(result['run'])}\n\n{table(rows)}")
     return "\n\n".join(sections)
 
 
 def conditions(run: dict[str, Any]) -> str:
     """One sentence on where and on what a run was made."""
-    load = run.get("load_average") or [run["load"]]
+    on_gpu = run.get("device", "cpu") != "cpu"
     parts = [
+        f"{run['device']}, driver {run['driver']}, CUDA {run['cuda']}" if on_gpu else "",
         f"{run['cpu']}, {run['cores']} cores, {run['threads']} thread{'s' if run['threads'] > 1 else ''}",
         f"instructions {run['isa']}" if run.get("isa") else "no native ops",
         f"{run['model']} in {run['dtype']}" if run.get("model") else "",
         f"torch {run['torch']}" + (f", transformers {run['transformers']}" if run.get("transformers") else ""),
-        f"load average {load[0]:.2f} at the start",
+        f"load average {run['load_average'][0]:.2f} at the start",
         run.get("date", ""),
     ]
     return textwrap.fill("; ".join(part for part in parts if part) + ".", 118)

@@ -21,11 +21,19 @@ MODELS = {
     "Mistral-7B-v0.3": Shape(32_768, 4096, 32),
     "Llama-3.1-8B": Shape(128_256, 4096, 32),
     "Qwen2.5-3B": Shape(151_936, 2048, 36),
+    "Llama-2-7b": Shape(32_000, 4096, 32),
+    "gemma-3-1b": Shape(262_144, 1152, 26),
     "gpt-oss-20b": Shape(201_088, 2880, 24),
     "gemma-3-4b": Shape(262_208, 2560, 34),
 }
 
+# Whose vocabularies sampling is measured at: 32,000 to 262,144 tokens.
+VOCABULARIES = {
+    name: MODELS[name].vocab for name in ("Llama-2-7b", "SmolLM2-135M", "Llama-3.1-8B", "Qwen2.5-3B", "gemma-3-1b")
+}
+
 LOGITS = ("realistic", "flat")
+DISTINCT_ROWS = 16
 
 
 def make_logits(kind: str, rows: int, vocab: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -46,3 +54,9 @@ def make_logits(kind: str, rows: int, vocab: int, dtype: torch.dtype = torch.flo
     logits = -exponent * torch.arange(1, vocab + 1).log() + 0.3 * noise
     order = torch.stack([torch.randperm(vocab, generator=generator) for _ in range(rows)])
     return logits.gather(1, order).to(dtype)
+
+
+def make_batch(kind: str, rows: int, vocab: int, dtype: torch.dtype, device: str) -> Tensor:
+    """[B, V] logits of which the first 16 rows come again and again: large batches are made in little time."""
+    few = make_logits(kind, min(rows, DISTINCT_ROWS), vocab, dtype).to(device)
+    return few.repeat(-(-rows // DISTINCT_ROWS), 1)[:rows]
