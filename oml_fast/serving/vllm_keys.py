@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .vllm_completer import VllmCompleter
 
@@ -17,7 +18,12 @@ class VllmKeys(VllmCompleter):
     """
 
     def __init__(
-        self, model: str | Path, *, gpu_memory_utilization: float | None = None, trust_remote_code: bool = False
+        self,
+        model: str | Path,
+        *,
+        gpu_memory_utilization: float | None = None,
+        trust_remote_code: bool = False,
+        engine_options: Mapping[str, Any] | None = None,
     ) -> None:
         """Start the engine on the model in a folder; the rest as, and raises as, VllmCompleter."""
         super().__init__(
@@ -25,7 +31,7 @@ class VllmKeys(VllmCompleter):
             trust_remote_code=trust_remote_code,
             gpu_memory_utilization=gpu_memory_utilization,
             # Log-probabilities as they were sampled with: after the temperature, over the allowed ids alone.
-            engine_options={"logprobs_mode": "processed_logprobs"},
+            engine_options={**(engine_options or {}), "logprobs_mode": "processed_logprobs"},
         )
 
     def sample_keys(

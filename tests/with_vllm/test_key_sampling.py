@@ -28,7 +28,7 @@ SECRET, SETTINGS = bytes(range(32)), Settings()
 
 @pytest.fixture(scope="module")
 def engine(bundled_folder: Path, vllm_settings: None) -> Iterator[VllmKeys]:
-    with VllmKeys(bundled_folder) as sampler:
+    with VllmKeys(bundled_folder, engine_options={"enforce_eager": True}) as sampler:
         yield sampler
     gc.collect()  # here, where the warning of its unclosed socket context is expected
 
