@@ -1,11 +1,15 @@
 // Threads, scratch memory and the choice of instruction set; the work itself is in perinucleus_isa.cpp.
 #include "perinucleus.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "parallel_for.h"
 
@@ -46,14 +50,55 @@ class WorkspaceMemory {
     std::int64_t vocab_ = 0;
 };
 
+// Memory that no thread uses now, kept for the next call: fresh pages cost more than the work of a row. It never waits:
+// where another thread is at the list, new memory is made, or this one dropped.
+class Kept {
+   public:
+    Kept() { list_.reserve(kMost); }  // so that putting never fails
+    std::unique_ptr<WorkspaceMemory> take() {
+        const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+        if (!lock || list_.empty()) return std::make_unique<WorkspaceMemory>();
+        std::unique_ptr<WorkspaceMemory> last = std::move(list_.back());
+        list_.pop_back();
+        return last;
+    }
+    void put(std::unique_ptr<WorkspaceMemory> memory) {
+        const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+        if (lock && list_.size() < kMost) list_.push_back(std::move(memory));
+    }
+
+   private:
+    static constexpr std::size_t kMost = 256;
+    std::mutex mutex_;
+    std::vector<std::unique_ptr<WorkspaceMemory>> list_;
+};
+
+// One thread's memory, for the length of a call.
+class Borrowed {
+   public:
+    Borrowed(Kept& kept, std::int64_t vocab) : kept_(kept), memory_(kept.take()) { memory_->reserve(vocab); }
+    Borrowed(const Borrowed&) = delete;
+    Borrowed& operator=(const Borrowed&) = delete;
+    ~Borrowed() { kept_.put(std::move(memory_)); }
+    const PerinucleusWorkspace& arrays() const { return memory_->arrays(); }
+
+   private:
+    Kept& kept_;
+    std::unique_ptr<WorkspaceMemory> memory_;
+};
+
+// That a thread must have to do, or starting it takes longer: 15 microseconds of work, and more with flat logits.
+constexpr std::int64_t kTokensAThread = std::int64_t{1} << 15;
+
 }  // namespace
 
 void perinucleus(const PerinucleusArgs& args, int threads, Isa isa) {
-    parallel_for(args.rows, threads, [&] {
-        // Kept between calls on the caller's thread: fresh pages cost more than the work of a row.
-        thread_local WorkspaceMemory memory;
-        memory.reserve(args.vocab);
-        return [&](std::int64_t row) { OML_FAST_DISPATCH(isa, perinucleus_row, args, row, memory.arrays()); };
+    static Kept& kept = *new Kept;  // never destroyed: a thread may outlive main
+    const std::int64_t busy = std::max<std::int64_t>(1, args.rows * args.vocab / kTokensAThread);
+    parallel_for(args.rows, static_cast<int>(std::min<std::int64_t>(threads, busy)), [&] {
+        return [&args, isa, memory = std::make_unique<Borrowed>(kept, args.vocab)](std::int64_t row) {
+            OML_FAST_DISPATCH(isa, perinucleus_row, args, row, memory->arrays());
+        };
     });
 }
 
