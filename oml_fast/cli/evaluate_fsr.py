@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgumentError
-from .common import add_device_options, finish, load_fingerprints, names, prepare, say, table
+from .common import add_device_options, finish, load_fingerprints, names, prepare, say, shard_here, table
 
 if TYPE_CHECKING:
-    from ..evaluate.fsr import Grid, Shard
+    from ..evaluate.fsr import Grid
     from ..evaluate.fsr_engines import Engine
     from ..evaluate.fsr_parts import FullCheck
     from ..fingerprint import FingerprintSet
@@ -119,12 +119,12 @@ def engine(
 def _one_shard(
     options: argparse.Namespace, fingerprints: FingerprintSet, grid: Grid, torchrun: tuple[int, int] | None
 ) -> FullCheck | dict[str, Any]:
-    from ..evaluate.fsr import check, identity
+    from ..evaluate.fsr import Shard, check, identity
     from ..evaluate.fsr_engines import device_of_rank
     from ..evaluate.fsr_parts import finished, merge, missing, part_path, write_part
     from ..files import require_writable
 
-    shard = _shard(options.shard) if options.shard else _shard("/".join(str(n) for n in torchrun or (1, 1)))
+    shard = Shard(*shard_here(options))
     path = part_path(options.out, shard)
     require_writable(path)
     device = options.device if torchrun is None else device_of_rank(options.device, torchrun[0] - 1)
@@ -183,12 +183,3 @@ def _grid(options: argparse.Namespace) -> Grid:
     except ValueError as error:
         raise InvalidArgumentError(f"temperatures {options.temperatures!r}: write numbers, as in 0,0.7,1.0.") from error
     return Grid((*BUILT_IN, *own), temperatures, options.samples, options.seed)
-
-
-def _shard(text: str) -> Shard:
-    from ..evaluate.fsr import Shard
-
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal()):
-        raise InvalidArgumentError(f"shard {text!r}: write i/n, as in 1/3.")
-    return Shard(int(index), int(count))

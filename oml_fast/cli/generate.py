@@ -25,6 +25,7 @@ from .common import (
     prepare,
     resolved,
     say,
+    shard_here,
     table,
 )
 
@@ -101,7 +102,7 @@ def make(options: argparse.Namespace) -> Generation:
 
 def _make(options: argparse.Namespace) -> Generation | Unfinished | dict[str, Any]:
     """The set; or, of a shard, what is missing, or the result that another process has written."""
-    settings, shard = _settings(options), _shard(options)
+    settings, shard = _settings(options), shard_here(options)
     with _locked(options.out):
         if (others := _finished(options, shard)) is not None:
             return others
@@ -193,18 +194,6 @@ def _settings(options: argparse.Namespace) -> Settings:
     if options.keys and options.key_source is None:
         given["key_source"] = "file"
     return replace(PRESETS[options.preset], **{name: value for name, value in given.items() if value is not None})
-
-
-def _shard(options: argparse.Namespace) -> tuple[int, int]:
-    """(i, n): the share that --shard names, or torchrun."""
-    from .. import settings
-
-    if not options.shard:
-        return settings.shard() or (1, 1)
-    index, _, count = options.shard.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise InvalidArgumentError(f"shard {options.shard!r}: write i/n with i between 1 and n, as in 1/3.")
-    return int(index), int(count)
 
 
 def _here(options: argparse.Namespace) -> argparse.Namespace:

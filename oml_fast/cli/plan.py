@@ -74,10 +74,12 @@ def _machine(options: argparse.Namespace) -> Machine:
 
 
 def summary(found: Plan, preset: str) -> str:
+    from ..plan.memory import gib
+
     count, epochs = found.work.keys.count, found.work.epochs
     lines = [
         f"{found.parameters / 1e9:.3g} billion parameters, {count:,} keys, preset {preset}, on {found.machine.name}",
-        f"{_gib(found.usable)} for tensors on each device; at most {found.work.steps:,} steps in {epochs} epochs",
+        f"{gib(found.usable)} for tensors on each device; at most {found.work.steps:,} steps in {epochs} epochs",
     ]
     for number, option in enumerate(found.options, 1):
         lines += ["", *_option(number, option, found, preset)]
@@ -87,11 +89,13 @@ def summary(found: Plan, preset: str) -> str:
 
 
 def _option(number: int, option: Option, found: Plan, preset: str) -> list[str]:
-    parts = [f"{name} {_gib(size)}" for name, size in option.memory.to_json().items() if size and name != "total"]
+    from ..plan.memory import gib
+
+    parts = [f"{name} {gib(size)}" for name, size in option.memory.to_json().items() if size and name != "total"]
     fits = "" if option.fits else ", DOES NOT FIT"
     return [
         f"{number}. {' '.join([*_started(found), 'oml-fast embed', f'--preset {preset}', *option.arguments()])}",
-        f"   memory   {_gib(option.memory.total)} a process{fits}: {', '.join(parts)}",
+        f"   memory   {gib(option.memory.total)} a process{fits}: {', '.join(parts)}",
         f"   time     {_time(option)}",
         f"   quality  {_quality(option, found)}",
     ]
@@ -105,7 +109,7 @@ def _started(found: Plan) -> list[str]:
 def _time(option: Option) -> str:
     if option.seconds is None or option.total is None:
         return "not timed"
-    before = f", after {_duration(option.seconds.once)} for the whitening" if option.seconds.once else ""
+    before = f", {_duration(option.seconds.once)} of it for the whitening" if option.seconds.once else ""
     return f"{option.seconds.step:.3g} s a step, {_duration(option.total)} for all steps{before}"
 
 
@@ -120,7 +124,3 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .. import backends
 from ..errors import InvalidArgumentError
 from ..fingerprint import Fingerprint, FingerprintSet, Settings, draw_responses
-from ..models import LanguageModel, packed_weights
+from ..models import LanguageModel, give_freed_memory_back, packed_weights
 from ..secret import commitment
 from .acceptance import SHORT_WINDOW, Prompt, prompts_for
 from .askings import Responder
@@ -175,6 +175,7 @@ def generate_shard(
         with bar, packed_weights(model.model):
             while (number := tally.next_unit(shard, maker.limit)) is not None:
                 units.append(_unit(number, model, settings, secret, maker, responder))
+                give_freed_memory_back()
                 for unit in units.fresh():
                     tally.add(unit)
                 bar.update(tally.found - bar.n)
