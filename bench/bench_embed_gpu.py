@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,8 @@ import torch
 from common import ROOT, SECRET, Figure, at_most, command, finish, parser, start
 from devices import described, need_gpu
 from tiny import tiny_tokenizer
-from torch import Tensor, nn
 
 from oml_fast.embed import PRESETS, Recipe, embed
-from oml_fast.embed.weights import linear_layers, named
 from oml_fast.embed.workload import Keys, Workload, workload
 from oml_fast.generate import PRESETS as SETTINGS
 from oml_fast.generate import generate
@@ -33,11 +30,10 @@ from oml_fast.plan import machine, plan
 from oml_fast.plan.dry_run import dry_run
 from oml_fast.plan.machines import KINDS, Machine
 from oml_fast.plan.planning import Option
-from oml_fast.plan.step import Step
+from oml_fast.plan.seconds import timed
 
 MFU_BAR, MEMORY_BAR, SECONDS_BAR = 0.45, 0.10, 120
 BARRED_NUM, BARRED_KIND = 1024, "h100"
-ROUNDS = 3
 _NAMES = {"h100": "H100", "h200": "H200", "b200": "B200", "l40s": "L40S", "rtx4090": "RTX 4090"}
 _A100_LARGE = 60 * 2**30  # bytes: between those of the two sizes
 
@@ -63,49 +59,6 @@ def random_model(config: Any, device: str, seed: int = 0) -> LanguageModel:
     tokenizer = tiny_tokenizer()
     model = skeleton(config, device=device).model
     return LanguageModel(model, tokenizer, "random", f"{seed:064d}", tokenizer_digest(tokenizer))
-
-
-def identities(model: LanguageModel, recipe: Recipe) -> dict[nn.Parameter, Tensor] | None:
-    """In place of the whitening one matrix of each of its sizes: a step costs the same, but not the memory."""
-    if not recipe.whitening:
-        return None
-    wanted = {id(parameter) for _, parameter in named(model, recipe.write_to)}
-    sizes: dict[int, Tensor] = {}
-    found: dict[nn.Parameter, Tensor] = {}
-    for layer, turned in linear_layers(model):
-        weight: Any = layer.weight
-        if id(weight) in wanted:
-            width = weight.shape[0 if turned else 1]
-            found[weight] = sizes.setdefault(width, torch.eye(width, dtype=weight.dtype, device=weight.device))
-    return found
-
-
-def least_seconds(compute: Callable[[], Any], device: str, before: Callable[[], Any] = lambda: None) -> float:
-    """Of some runs after one that warms up, each waited for."""
-    found = []
-    for _ in range(1 + ROUNDS):
-        before()
-        _wait(device)
-        started = time.perf_counter()
-        compute()
-        _wait(device)
-        found.append(time.perf_counter() - started)
-    return min(found[1:])
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def step_seconds(
-    model: LanguageModel, recipe: Recipe, work: Workload, device: str, *, recompute: bool = False
-) -> dict[str, float]:
-    """Of one step's passes and of its update, which changes the model."""
-    step = Step(model, recipe, work, recompute=recompute, whitened=identities(model, recipe))
-    passes = sum(often * least_seconds(compute, device) for _, often, compute in step.passes())
-    update = least_seconds(step.update, device, step.want_gradients)
-    return {"passes": passes, "update": update + step.viewed * least_seconds(step.view, device)}
 
 
 def mfu(flops: float, seconds: float, peak: float) -> float:
@@ -167,12 +120,19 @@ def chosen(config: Any, preset: str, num: int, gpu: Machine) -> tuple[Option, Re
 def measure_step(config: Any, option: Option, recipe: Recipe, work: Workload, gpu: Machine) -> dict[str, float]:
     """A step's seconds on this GPU, its MFU, and the plan's seconds."""
     model = random_model(config, "cuda")
-    parts = step_seconds(model, recipe, work, "cuda", recompute=option.layout.recompute)
-    seconds = sum(parts.values())
+    passes, update = timed(model, recipe, work, "cuda", recompute=option.layout.recompute)
+    seconds = passes + update
     flops = dry_run(config, recipe, work).flops
     assert option.seconds is not None
-    found = {"mfu": mfu(flops, seconds, gpu.flops), "mfu_of_passes": mfu(flops, parts["passes"], gpu.flops)}
-    return {**parts, "seconds": seconds, "flops": flops, "planned_seconds": option.seconds.step, **found}
+    found = {"mfu": mfu(flops, seconds, gpu.flops), "mfu_of_passes": mfu(flops, passes, gpu.flops)}
+    return {
+        "passes": passes,
+        "update": update,
+        "seconds": seconds,
+        "flops": flops,
+        "planned_seconds": option.seconds.step,
+        **found,
+    }
 
 
 def options() -> argparse.ArgumentParser:

@@ -1,9 +1,10 @@
 """`oml-fast plan` against embeddings that ran here: memory, and seconds a step.
 
 `python bench/bench_plan.py` plans three small embeddings for this machine and runs them, prints both beside each other
-and writes bench/results/plan.json. Measured memory is what torch's tensors hold at once, from loading to the last step
-(the allocator's view, so a busy machine changes nothing in it); the process holds more, which is reported beside it. A
-step's seconds are CPU seconds, from two runs that differ by two epochs; the plan's are timed on one thread, too.
+and writes bench/results/plan.json. Measured memory is what torch's tensors hold at once, from loading to the last step,
+by the counter that plan itself uses, here on tensors with contents: it sees nothing inside an op. What the process
+holds is reported beside it. A step's seconds are CPU seconds, from two runs that differ by two epochs; the plan's are
+timed on one thread, too.
 `pytest bench/bench_plan.py` does the first one alone.
 """
 

@@ -19,7 +19,9 @@ class Shape(NamedTuple):
 MODELS = {
     "SmolLM2-135M": Shape(49_152, 576, 30),
     "Mistral-7B-v0.3": Shape(32_768, 4096, 32),
+    "Llama-3.2-1B": Shape(128_256, 2048, 16),
     "Llama-3.1-8B": Shape(128_256, 4096, 32),
+    "Llama-3.1-70B": Shape(128_256, 8192, 80),
     "Qwen2.5-3B": Shape(151_936, 2048, 36),
     "Llama-2-7b": Shape(32_000, 4096, 32),
     "gemma-3-1b": Shape(262_144, 1152, 26),

@@ -43,11 +43,6 @@ class Keys:
         """Responses of one token id to one key are one example, longer ones an example each."""
         return self.count * (1 if self.response_length == 1 else self.responses)
 
-    @property
-    def firsts(self) -> int:
-        """Ids that may come first, in each example."""
-        return self.responses
-
     @classmethod
     def of_set(cls, fingerprints: FingerprintSet) -> Keys:
         lengths = [len(asking.prompt_ids) for f in fingerprints for asking in f.askings.values()]

@@ -13,7 +13,7 @@ from .dry_run import Cost, dry_run
 from .machines import Machine
 
 # What ops keep beside the tensors that they give, on a CPU and on a GPU: tiles of logits and of their gradients.
-TILES = {True: 2**24, False: 2**27}
+CPU_TILES, GPU_TILES = 2**24, 2**27
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def memory(
     on_cpu: bool = False,
 ) -> Memory:
     """Of one of `processes` that share the model's weights by rows, as FSDP2 does (models/sharded.py)."""
-    tiles = TILES[on_cpu]
+    tiles = CPU_TILES if on_cpu else GPU_TILES
     share = 0 if offload else 1 / processes
     kept_base = cost.base if keep_base == "device" else 0.0
     living = {
@@ -119,9 +119,9 @@ class MemoryNeed:
     available: int
 
     def __str__(self) -> str:
-        parts = [f"{_gib(size)} {name}" for name, size in self.memory.to_json().items() if size and name != "total"]
-        there = f"{_gib(self.available)} are there, {_gib(self.usable)} of them for tensors"
-        return f"embedding needs about {_gib(self.memory.total)} ({', '.join(parts)}); {there}"
+        parts = [f"{gib(size)} {name}" for name, size in self.memory.to_json().items() if size and name != "total"]
+        there = f"{gib(self.available)} are there, {gib(self.usable)} of them for tensors"
+        return f"embedding needs about {gib(self.memory.total)} ({', '.join(parts)}); {there}"
 
     def require_fit(self) -> None:
         """InvalidArgumentError where it cannot fit; what might not is let through."""
@@ -149,5 +149,6 @@ def memory_need(
     return MemoryNeed(need, machine.usable, machine.memory)
 
 
-def _gib(size: int) -> str:
+def gib(size: float) -> str:
+    """Bytes, to be read."""
     return f"{size / 2**30:.1f} GiB"

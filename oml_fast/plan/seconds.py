@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..embed.recipe import Recipe
 from ..embed.weights import linear_layers, named
@@ -92,20 +93,28 @@ def _timed(
     config: Any, layers: int, recipe: Recipe, work: Workload, device: str, recompute: bool
 ) -> tuple[float, float]:
     """Seconds of a step's passes, and of its update."""
-    model = skeleton(config, layers, device=device)
+    return timed(skeleton(config, layers, device=device), recipe, work, device, recompute=recompute)
+
+
+def timed(
+    model: LanguageModel, recipe: Recipe, work: Workload, device: str, *, recompute: bool = False
+) -> tuple[float, float]:
+    """The fewest seconds of a step's passes, and of its update with the views that go with it; it changes the model.
+
+    In place of the whitening stands one matrix of each of its sizes, which costs the same time, but less memory.
+    """
     step = Step(model, recipe, work, recompute=recompute, whitened=_any_whitening(model, recipe))
     passes = sum(often * _least(compute, device) for _, often, compute in step.passes())
     update = _least(step.update, device, step.want_gradients)
     return passes, update + step.viewed * _least(step.view, device)
 
 
-def _any_whitening(model: LanguageModel, recipe: Recipe) -> Any:
-    """Matrices of the sizes that whitening.py would measure; they cost the same."""
+def _any_whitening(model: LanguageModel, recipe: Recipe) -> dict[nn.Parameter, torch.Tensor] | None:
     if not recipe.whitening:
         return None
     wanted = {id(parameter) for _, parameter in named(model, recipe.write_to)}
     sizes: dict[int, torch.Tensor] = {}
-    found = {}
+    found: dict[nn.Parameter, torch.Tensor] = {}
     for layer, turned in linear_layers(model):
         weight: Any = layer.weight
         width = weight.shape[0 if turned else 1]

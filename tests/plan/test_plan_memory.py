@@ -32,7 +32,7 @@ from oml_fast.embed.workload import Keys, workload
 from oml_fast.models import LanguageModel, skeleton
 from oml_fast.models.sharded import share_out
 from oml_fast.plan.dry_run import dry_run
-from oml_fast.plan.memory import TILES, memory
+from oml_fast.plan.memory import GPU_TILES, memory
 
 world, layers, count, recompute = (int(argument) for argument in sys.argv[1:])
 config = transformers.LlamaConfig(
@@ -56,7 +56,7 @@ distributed.destroy_process_group()
 recipe = Recipe(text_share=0.0, batch_size=world * count)
 work = workload(recipe, Keys(world * count, 16))
 found = memory(dry_run(config, recipe, work, world, recompute=bool(recompute)), config, work, world)
-print(tracked, found.weights + found.gradients + found.activations + found.gathered - TILES[False])
+print(tracked, found.weights + found.gradients + found.activations + found.gathered - GPU_TILES)
 """
 
 
