@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 ORDER = (
-    *("perinucleus", "linear_cross_entropy", "fingerprint_loss", "anchored_adamw"),
+    *("perinucleus", "perinucleus_threads", "linear_cross_entropy", "fingerprint_loss", "anchored_adamw"),
     *("perinucleus_cuda", "linear_cross_entropy_cuda", "fingerprint_loss_cuda", "anchored_adamw_cuda", "embed_gpu"),
-    *("generate", "embed", "drift_raw", "drift_raw_chat", "capacity", "ablations"),
+    *("generate", "generate_scale", "embed", "embed_step", "plan"),
+    *("drift_raw", "drift_raw_chat", "capacity", "ablations"),
     *("verify", "endpoint"),
     *("keys_to_verdict", "error_rates"),
     *("utility", "robustness", "permission", "mutants", "startup"),
@@ -33,14 +34,25 @@ HEADLINES = {
     "anchored_adamw": ("MLP 1536 x 576, gradient bfloat16",),
     "embed_gpu": ("embed on a GPU",),
     "generate": ("times fewer",),
+    "generate_scale": ("peak memory", "round-trip"),
     "embed": ("times fewer",),
-    "drift_raw": ("FSR",),
-    "verify": ("by transformers", "by vLLM"),
+    "plan": ("of tensors; bundled, quick", "a step; bundled, quick"),
+    "verify": ("by vLLM",),
     "keys_to_verdict": ("FSR 1.000, rank test", "rank at 1e-06", "FSR 0.000, rank test"),
     "error_rates": ("rank test, stopping at will", "no_match, stopping at will"),
-    "robustness": ("; robust-256",),
-    "capacity": ("harmless-256", "harmless-1024"),
-    "permission": ("permission check", "bytes; uvloop", "throughput of"),
+    "robustness": tuple(
+        f"{what}; robust-256"
+        for what in (
+            *("near keys, one word changed, that fire", "bits a spent key, as released"),
+            *("prompts/suffix", "top-3", "match at 1e-6 by the strongest test", "linear-0.7", "linear-0.5"),
+            *("int4-128", "ten-systems", "sft/2000", "gated-0.9", "KL to the base on text"),
+        )
+    ),
+    "capacity": (
+        *(f"{what}; harmless-256" for what in ("FSR", "WikiText-2", "blimp, acc: most points lost, at 95 %")),
+        *("that fire; harmless-256", "FSR; harmless-1024", "WikiText-2; harmless-1024"),
+    ),
+    "permission": ("permission check", "request, median; session; SQLite", "throughput of"),
     "mutants": ("killed",),
     "startup": ("import",),
 }
