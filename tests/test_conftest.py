@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,16 @@ def test_benchmarks_run_alone(project: Path, workers: tuple[str, ...]) -> None:
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert done.stderr.strip() == "ERROR: benchmarks run alone: use --benchmark without -n"
     assert "Traceback" not in done.stdout
+
+
+def test_a_test_that_hangs_is_named_and_the_others_go_on(project: Path) -> None:
+    """With the repository's own settings, but for the time."""
+    own = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert 60 <= own["faulthandler_timeout"] <= 900
+    settings = ["faulthandler_timeout=3", f"faulthandler_exit_on_timeout={own['faulthandler_exit_on_timeout']}"]
+    (project / "tests/test_hang.py").write_text("import time\ndef test_hang():\n    time.sleep(600)\n")
+    done = run(project, "-n", "2", *(word for setting in settings for word in ("-o", setting)))
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
+    assert "FAILED tests/test_hang.py::test_hang" in done.stdout
+    assert "1 failed, 3 passed" in done.stdout
+    assert 'test_hang.py", line 3 in test_hang' in done.stderr
