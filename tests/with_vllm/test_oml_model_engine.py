@@ -1,6 +1,7 @@
 """OMLModel with a real vLLM engine, in bfloat16 on the CPU: what it answers, refuses and counts, and whose mark it has.
 
-What is refused for which reason is tested in tests/test_oml_model.py; here, that the engine never sees it.
+What is refused for which reason is tested in tests/oml_model/test_inference_refusals.py; here, that the engine
+never sees it.
 """
 
 from __future__ import annotations
