@@ -403,7 +403,8 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 def oml_fast(*arguments: Any, limit: int | None = None) -> subprocess.Popen[str]:
     """Start a command of its own process, in which no file may grow beyond `limit` bytes."""
-    code = "import resource, sys\n"
+    code = "import resource, signal, sys\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background it may be ignored
     if limit is not None:
         code += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
     code += "from oml_fast.cli import main\nsys.exit(main(sys.argv[1:]))"

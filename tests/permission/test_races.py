@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from granting import TEST_ALL, nonce, opened, spend
+from scripts import said_by
 
 from oml_fast.errors import ReplayedNonce
 from oml_fast.permission import Amount
 
 
 def run(*arguments: str) -> Any:
-    """What racing.py says. Its processes share its output, which ends with the last of them: none is left."""
-    command = [sys.executable, "-W", "error", Path(__file__).parent / "racing.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    return json.loads(done.stdout)
+    return said_by(Path(__file__).parent / "racing.py", *arguments)
 
 
 def size(place: str) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from drawing import DRAWN, KILLED, POINTS, PROCESSES, RANDOM, SMALL_COUNTS, bare_set
+from scripts import said_by
 
 from oml_fast.registry import Registry
 
@@ -19,10 +17,7 @@ SEED = "4"
 
 
 def run(*arguments: str) -> Any:
-    command = [sys.executable, "-W", "error", Path(__file__).parent / "drawing.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    return json.loads(done.stdout)
+    return said_by(Path(__file__).parent / "drawing.py", *arguments)
 
 
 def test_eight_processes_draw_every_key_once(place: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 from metering import ADDED, ADDS, MODELS, NOON, PROCESSES, VICTIMS
+from scripts import said_by
 from sets import small_set
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import OperationalError
@@ -37,10 +36,7 @@ def log(place: str) -> Iterator[UsageLog]:
 
 
 def run(*arguments: str) -> Any:
-    command = [sys.executable, "-W", "error", Path(__file__).parent / "metering.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    return json.loads(done.stdout)
+    return said_by(Path(__file__).parent / "metering.py", *arguments)
 
 
 def times(count: int, used: Used) -> Used:

@@ -183,7 +183,8 @@ def test_interrupted_in_the_middle_and_resumed_nothing_is_lost(stop: type[BaseEx
 
 def test_control_c_leaves_every_answer_that_came() -> None:
     code = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
 from oml_fast.completer import Prompt
 from oml_fast.verify.endpoint import Endpoint, EndpointCompleter
 from oml_fast.verify.endpoint.capabilities import Capabilities, Way
