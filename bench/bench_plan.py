@@ -5,7 +5,7 @@ and writes bench/results/plan.json. Measured memory is what torch's tensors hold
 by the counter that plan itself uses, here on tensors with contents: it sees nothing inside an op. What the process
 holds is reported beside it. A step's seconds are CPU seconds, from two runs that differ by two epochs; the plan's are
 timed on one thread, too.
-`pytest bench/bench_plan.py` does the first one alone.
+`pytest bench/bench_plan.py` looks at the memory of the first one alone.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from common import SECRET, Figure, base_model, command, describe_run, finish, on
 from tiny import write_tiny_model
 
 from oml_fast.embed import PRESETS, Recipe, embed
-from oml_fast.embed.workload import Keys, workload
+from oml_fast.embed.workload import Keys, Workload, workload
 from oml_fast.fingerprint import FingerprintSet
 from oml_fast.generate import PRESETS as SETTINGS
 from oml_fast.generate import generate
 from oml_fast.models import LanguageModel, load
-from oml_fast.plan.dry_run import Held, dry_run
+from oml_fast.plan.dry_run import Cost, Held, dry_run
 from oml_fast.plan.memory import memory
 from oml_fast.plan.seconds import here
 
@@ -70,23 +70,36 @@ CASES = {
 
 def measure(case: Case, folder: Path) -> dict[str, float]:
     """Planned and measured: bytes at once, and seconds a step."""
-    settings = SETTINGS[case.preset]
-    fingerprints = generate(case.load(folder), case.num, SECRET, settings=settings).fingerprints
-    with tempfile.TemporaryDirectory(dir=folder) as own, Held() as held:
-        model = case.load(Path(own))
-        embed(model, fingerprints, recipe=replace(case.recipe, max_epochs=1))
-    found: dict[str, float] = {"measured_bytes": held.most, "process_bytes": _process_bytes()}
+    fingerprints = make(case, folder)
+    measured = {"measured_bytes": most_bytes(case, folder, fingerprints), "process_bytes": _process_bytes()}
     seconds = [_seconds(case, folder, fingerprints, epochs) for epochs in EPOCHS]
-    config = model.model.config
-    recipe = case.recipe.for_hidden_size(config.hidden_size)
-    work = workload(recipe, Keys.of_set(fingerprints))
-    cost = dry_run(config, recipe, work)
+    config, recipe, work, cost = reckoned(case, folder, fingerprints)
     steps = (EPOCHS[1] - EPOCHS[0]) * work.steps_an_epoch
-    return found | {
+    return measured | {
         "planned_bytes": memory(cost, config, work, on_cpu=True).total,
         "measured_step": (seconds[1] - seconds[0]) / steps,
         "planned_step": here(config, recipe, work, cost).step,
     }
+
+
+def make(case: Case, folder: Path) -> FingerprintSet:
+    return generate(case.load(folder), case.num, SECRET, settings=SETTINGS[case.preset]).fingerprints
+
+
+def most_bytes(case: Case, folder: Path, fingerprints: FingerprintSet) -> float:
+    """What tensors hold at once, from loading to the last step of an epoch."""
+    with tempfile.TemporaryDirectory(dir=folder) as own, Held() as held:
+        embed(case.load(Path(own)), fingerprints, recipe=replace(case.recipe, max_epochs=1))
+    return held.most
+
+
+def reckoned(case: Case, folder: Path, fingerprints: FingerprintSet) -> tuple[Any, Recipe, Workload, Cost]:
+    """What `plan` reckons with: the configuration, the recipe for it, the work, and what a step costs."""
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        config = case.load(Path(own)).model.config
+    recipe = case.recipe.for_hidden_size(config.hidden_size)
+    work = workload(recipe, Keys.of_set(fingerprints))
+    return config, recipe, work, dry_run(config, recipe, work)
 
 
 def _seconds(case: Case, folder: Path, fingerprints: FingerprintSet, epochs: int) -> float:
@@ -115,8 +128,11 @@ def figures(found: dict[str, dict[str, float]]) -> list[Figure]:
 def bench_plan(benchmark: Any, tmp_path: Path) -> None:
     case = CASES["random, 12 x 256, harmless, 32 keys"]
     with one_thread():
-        found = benchmark.pedantic(lambda: measure(case, tmp_path), rounds=1)
-    assert found["planned_bytes"] == pytest.approx(found["measured_bytes"], rel=MEMORY_BAR)
+        fingerprints = make(case, tmp_path)
+        measured = benchmark.pedantic(lambda: most_bytes(case, tmp_path, fingerprints), rounds=1)
+        config, _, work, cost = reckoned(case, tmp_path, fingerprints)
+        planned = memory(cost, config, work, on_cpu=True).total
+    assert planned == pytest.approx(measured, rel=MEMORY_BAR)
 
 
 def main() -> None:
