@@ -89,10 +89,7 @@ VARIANTS = {
     "harmless/no-pull": _harmless("no pull", pull=0.0),
     "harmless/scale-at-end": _harmless("no pull; half of the delta is kept at the end", pull=0.0, final_scale=0.5),
     "harmless/mlp-down": _harmless("writes to the MLP down-projections", write_to="mlp_down"),
-    "harmless/mlp-down-near-keys-8": _harmless(
-        "the same, and eight near keys a key and step", write_to="mlp_down", near_keys=8
-    ),
-    "harmless/mlp-down-plain": _harmless("down-projections, and no whitening", write_to="mlp_down", whitening=0.0),
+    "harmless/mlp-down-plain": _harmless("the same, and no whitening", write_to="mlp_down", whitening=0.0),
     "harmless/bfloat16": _harmless(
         "states in bfloat16, so no whitening and no scaled delta", states="bfloat16", whitening=0.0, scaled=0.0
     ),
