@@ -44,7 +44,7 @@ from . import (
     serve,
     verify,
 )
-from .common import parse
+from .common import parse, require_apart
 
 __all__ = ["main"]
 
@@ -95,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         options = parse(_COMMANDS, arguments)
+        require_apart(options)
         _COMMANDS[options.command_name].run(options)
     except OmlError as error:
         print(f"oml-fast: {' '.join(str(error).split())}", file=sys.stderr)

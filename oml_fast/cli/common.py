@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..models import LanguageModel, Ranks
 
 _INTERNAL = ("command", "subcommand", "command_name", "config", "json")
+_WRITTEN = ("out", "html", "timestamp_request")  # options that name a file to be written
 
 
 class Command(Protocol):
@@ -65,6 +67,30 @@ def parse(commands: Mapping[str, Any], arguments: Sequence[str] | None) -> argpa
     return parser.parse_args(arguments)
 
 
+def require_apart(options: argparse.Namespace) -> None:
+    """InvalidArgumentError where a file to be written is there, and another option names it or a folder it lies in."""
+    given = vars(options)
+    for name in _WRITTEN:
+        out = given.get(name)
+        if not isinstance(out, Path) or not out.is_file():
+            continue
+        for other in [each for each in given if each not in _WRITTEN]:
+            values = given[other] if isinstance(given[other], list) else [given[other]]
+            if any(_names(value, out.resolve()) for value in values):
+                option, reader = (f"--{each.replace('_', '-')}" for each in (name, other))
+                raise InvalidArgumentError(
+                    f"{option} {out} would overwrite what {reader} names. Nothing was changed: choose another {option}."
+                )
+
+
+def _names(value: Any, file: Path) -> bool:
+    """Whether an option's value is this file or, where the option is a path, a folder that holds it."""
+    if not isinstance(value, str | Path) or not os.path.lexists(value):
+        return False
+    place = Path(value).resolve()
+    return place == file or (isinstance(value, Path) and place in file.parents)
+
+
 def resolved(options: argparse.Namespace) -> dict[str, Any]:
     """Every option with its value, as it is saved beside the output."""
     return {name: _plain(value) for name, value in sorted(vars(options).items()) if name not in _INTERNAL}
@@ -88,8 +114,6 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 def prepare() -> None:
     """Settings of this process that a command, not a library, may choose: quiet third parties, no hub, memory."""
-    import os
-
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

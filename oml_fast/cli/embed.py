@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> None:
     fingerprints = load_fingerprints(options.fingerprints)
     embedding = make(options, fingerprints)
     if is_first():
-        finish(options, result(options, embedding), summary(embedding, options.out))
+        finish(options, result(options, embedding), summary(embedding, options.out, options.fingerprints))
 
 
 def make(options: argparse.Namespace, fingerprints: FingerprintSet) -> Embedding:
@@ -244,7 +244,7 @@ def result_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.embed.json")
 
 
-def summary(embedding: Embedding, out: Path) -> str:
+def summary(embedding: Embedding, out: Path, fingerprints: Path) -> str:
     drift, budget = embedding.drift, embedding.budget
     rows = [
         ("model", str(out)),
@@ -264,7 +264,7 @@ def summary(embedding: Embedding, out: Path) -> str:
         ),
         ("perplexity there", f"{drift.perplexity_base:.2f} -> {drift.perplexity:.2f}"),
     ]
-    return table(rows) + f"\n\nNext: oml-fast verify --model {out} --fingerprints PATH"
+    return table(rows) + f"\n\nNext: oml-fast verify --model {out} --fingerprints {fingerprints}"
 
 
 def _by_test(values: Mapping[str, str]) -> str:

@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
 
     made = _make(options)
     if isinstance(made, Generation):
-        finish(options, made.to_json(), summary(made, options.out, options.preset))
+        finish(options, made.to_json(), summary(made, options.out, options.preset, options.model))
     elif isinstance(made, Unfinished):
         shard, absent = "/".join(map(str, made.shard)), [f"{index}/{made.shard[1]}" for index in made.missing]
         result = {"shard": shard, "fingerprints": made.fingerprints, "missing": absent}
@@ -147,7 +147,7 @@ def _write(options: argparse.Namespace, made: Generation) -> None:
     _remove_units(options.out)
 
 
-def summary(generation: Generation, out: Path, preset: str) -> str:
+def summary(generation: Generation, out: Path, preset: str, model: Path | None) -> str:
     """What was made, what a verdict will cost, and what to keep safe."""
     result = generation.to_json()
     dropped = {"duplicate": generation.duplicates_dropped, **generation.rejected}
@@ -172,7 +172,8 @@ def summary(generation: Generation, out: Path, preset: str) -> str:
         table(rows)
         + f"\n\nBack up {out} now, offline: without its secret you cannot prove that the responses were drawn, and"
         "\nwhoever reads it can recognise the fingerprints. Never put it into the model's folder."
-        f"\nNext, with the same preset: oml-fast embed --preset {preset} --fingerprints {out} --out MODEL_FOLDER"
+        f"\nNext, with the same preset: oml-fast embed {'' if model is None else f'--model {model} '}--preset {preset}"
+        f" --fingerprints {out} --out MODEL_FOLDER"
     )
 
 

@@ -237,7 +237,8 @@ def test_what_is_given_wins_over_the_preset_and_the_hint_names_it(run: Run, tiny
     code, out, _ = run(*arguments, "--width", 8, "--out", tmp_path / "a")
     settings = json.loads((tmp_path / "a" / "fingerprints.json").read_text())["settings"]
     assert (code, settings["width"], settings["responses_per_key"]) == (0, 8, 4)
-    assert f"same preset: oml-fast embed --preset robust --fingerprints {tmp_path / 'a'} --out" in out
+    hint = f"oml-fast embed --model {tiny_folder} --preset robust --fingerprints {tmp_path / 'a'} --out"
+    assert f"same preset: {hint}" in out
     _, out, _ = run(*arguments, "--responses-per-key", 2, "--out", tmp_path / "b", "--json")
     assert json.loads(out)["settings"]["responses_per_key"] == 2
 

@@ -210,6 +210,8 @@ def test_the_end_says_what_the_set_is_worth(embed: Run) -> None:
     assert rows["bits of evidence per key"].strip() == "4.00 by rank, 4.00 by forced_choice, 4.00 by window"
     assert rows["keys to a verdict at 1e-6"].strip() == "6 by rank, 6 by forced_choice, 6 by window"
     assert "at 95 %" in rows["KL to the base model"]
+    assert out.splitlines()[-1].startswith("Next: oml-fast verify --model ")
+    assert Path(out.split()[-1]).exists()  # the set, to be typed as it stands
 
 
 def test_a_drift_that_may_be_too_large_is_a_warning_and_no_more(embed: Run, tmp_path: Path) -> None:
