@@ -83,7 +83,7 @@ SUBJECTS = {
     "harmless-1024": _of_preset("harmless", 1024),
     "robust-1024": _of_preset("robust", 1024),
     "harmless-1345": _of_preset("harmless", 1345),  # ten for each million parameters of the bundled model
-    # 8 epochs are 256 steps, more than the 210 that 1,345 get in their 20; 20 would take more than three hours.
+    # 8 epochs are 256 steps, more than the 220 that 1,345 get in their 20; 20 would take more than three hours.
     "harmless-4096": _of_preset("harmless", 4096, max_epochs=8),
 }
 
