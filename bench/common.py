@@ -215,7 +215,7 @@ def finish(out: Path, run: dict[str, Any], figures: Sequence[Figure], details: d
 def print_figures(figures: Sequence[Figure]) -> None:
     marks = {True: "met", False: "NOT MET", None: ""}
     rows = [(f.figure, f.setting, f.value, f.bar, marks[f.met]) for f in figures]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(5)]
     print()
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -81,8 +82,54 @@ def require_new_folder(path: str | Path, option: str = "--out") -> Path:
     """The path, if nothing would be lost by making a folder there; otherwise InvalidArgumentError."""
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InvalidArgumentError(f"{path} already exists and is not empty: choose another {option} or remove it.")
+        raise InvalidArgumentError(f"{path} already exists and is not empty: choose another {option}.")
     return path
+
+
+@contextlib.contextmanager
+def claimed_folder(path: str | Path) -> Iterator[Path]:
+    """Hold `path` for this process while the folder is being made; `new_folder` in the block may put it there.
+
+    Raises InvalidArgumentError where it is not empty, or another process holds it. An empty folder is all that a kill
+    leaves behind, and nothing bars the next run from taking it.
+    """
+    path = require_new_folder(path)
+    ours = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InvalidArgumentError(
+                f"another process is at work on {path}: wait for it, or choose another --out."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield path
+        except BaseException:
+            if ours:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def require_space(path: str | Path, needed: int) -> None:
+    """Raise OmlError where fewer than `needed` bytes are free on the disk that `path` will be on."""
+    path = Path(path)
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OmlError(
+            f"cannot write {path}: it takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free. Free space, "
+            "or choose another --out."
+        )
 
 
 @contextlib.contextmanager

@@ -20,9 +20,11 @@ def read_set(path: Path) -> FingerprintSet:
     except FileNotFoundError as error:
         raise FingerprintFormatError(f"no fingerprints file at {path}: make one with oml-fast generate.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise FingerprintFormatError(f"{path} cannot be read as text: {error}. {_RESTORE}") from error
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise FingerprintFormatError(f"{path} cannot be read: {reason}. {_RESTORE}") from error
     except json.JSONDecodeError as error:
-        message = f"{path} is cut short or damaged (line {error.lineno}, column {error.colno}). {_RESTORE}"
+        where = f"line {error.lineno}, column {error.colno}"
+        message = f"{path} is no fingerprints file, or cut short or damaged ({where}). {_RESTORE}"
         raise FingerprintFormatError(message) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets in thousands
         raise FingerprintFormatError(f"{path} is damaged. {_RESTORE}") from error
@@ -77,6 +79,8 @@ class _Entry:
 
 
 def _set(entry: _Entry) -> FingerprintSet:
+    if not {"format", "fingerprints", "settings"} & set(entry.value):
+        raise _Invalid("it is no fingerprints file. Name the one that generate wrote, or its folder.")
     version = entry.take("format", int)
     if version > FORMAT:
         raise _Invalid(f"format {version} is newer than this oml_fast reads ({FORMAT}): upgrade oml_fast.")
@@ -169,4 +173,6 @@ def _response(entry: _Entry, slot: int, window: Window, length: int) -> Response
     if window.token_ids:
         in_window = 0 <= index < len(window.token_ids) and window.token_ids[index] == response.token_ids[0]
         entry.require(in_window, "it is not the candidate of the window that its index names")
+        same_text = length > 1 or window.texts[index] == response.text
+        entry.require(same_text, "its text is not that of its candidate in the window")
     return response

@@ -43,6 +43,8 @@ def read_secret(path: str | Path) -> bytes:
         raise FingerprintFormatError(f"no secret at {path}: restore it from its backup, or name it.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise FingerprintFormatError(f"cannot read the secret {path}: it is no oml-fast secret file.") from error
+    if not text.startswith(_PREFIX):
+        raise FingerprintFormatError(f"{path} is no oml-fast secret: name the one that generate wrote beside the set.")
     if stat.S_IMODE(mode) & 0o077:
         raise FingerprintFormatError(f"{path} can be read by others (mode {stat.S_IMODE(mode):04o}): chmod 600 {path}")
     try:
@@ -50,7 +52,7 @@ def read_secret(path: str | Path) -> bytes:
     except ValueError:
         secret = b""
     if len(secret) != _BYTES or text != f"{_PREFIX}{secret.hex()}":
-        raise FingerprintFormatError(f"{path} is no oml-fast secret, or is damaged: restore it from its backup.")
+        raise FingerprintFormatError(f"{path} is damaged: restore it from its backup.")
     return secret
 
 

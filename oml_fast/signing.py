@@ -278,6 +278,8 @@ def _read_private(path: Path) -> bytes:
         raise SignatureError(f"no signing key at {path}: make one with oml-fast keygen, or name it.") from error
     except OSError as error:
         raise SignatureError(f"cannot read the signing key {path}: {error.strerror}.") from error
+    if b"PRIVATE KEY" not in content:
+        raise SignatureError(f"{path} is no signing key: name the PEM file that keygen wrote.")
     if mode & 0o077:
         raise SignatureError(f"{path} can be read by others (mode {mode:04o}): chmod 600 {path}")
     return content

@@ -206,3 +206,46 @@ def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "file" / "report.json"):
         with pytest.raises(OmlError, match="cannot write"):
             files.require_writable(path)
+
+
+def test_a_claimed_folder_is_one_process_own(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "out"
+    with files.claimed_folder(path) as ours:
+        assert ours == path
+        with pytest.raises(InvalidArgumentError, match=r"another process is at work on .*choose another --out"):
+            files.claimed_folder(path).__enter__()
+        with files.new_folder(path) as temporary:
+            (temporary / "file").write_text("made")
+    assert listing(path) == ["file"]
+    with pytest.raises(InvalidArgumentError, match="is not empty"):
+        files.claimed_folder(path).__enter__()
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+@pytest.mark.parametrize("error", [OmlError("x"), KeyboardInterrupt()])
+def test_a_claim_leaves_nothing_behind(tmp_path: Path, error: BaseException, there_before: bool) -> None:
+    path = tmp_path / "out"
+    if there_before:
+        path.mkdir()
+    with pytest.raises(type(error)), files.claimed_folder(path):
+        raise error
+    assert path.exists() is there_before
+    with files.claimed_folder(path):
+        pass
+
+
+def test_a_claim_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with files.claimed_folder(tmp_path / "out") as path:
+        assert path.is_dir()
+
+
+def test_space_is_asked_for_where_the_path_will_be(tmp_path: Path) -> None:
+    path = tmp_path / "not" / "yet"
+    files.require_space(path, 1)
+    with pytest.raises(OmlError, match=r"cannot write .*yet: it takes 1048576\.0 GiB, and [\d.]+ GiB are free"):
+        files.require_space(path, 2**50)
+    assert listing(tmp_path) == []

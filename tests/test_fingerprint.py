@@ -381,3 +381,13 @@ def test_the_digest_of_a_set_of_ours_is_what_it_was() -> None:
     settings = Settings(width=3, template_variables={"date_string": "01 Jan 2026"})
     digest = FingerprintSet(settings, "base", "cd" * 32, "ab" * 32, "ef" * 32, (one,)).digest()
     assert digest == "824b9d67679e6f2b1fc3d0f9871245763208604c9c7b0799fe550b284147d998"
+
+
+def test_the_text_of_a_response_is_its_candidates(tmp_path: Path) -> None:
+    """Endpoints answer in text: a response whose text was edited could match what the draw never gave."""
+    file = tmp_path / "f.json"
+    small_set(2, width=4).save(file)
+    data = json.loads(file.read_text())
+    data["fingerprints"][1]["askings"]["raw"]["responses"][0]["text"] = " edited"
+    file.write_text(json.dumps(data))
+    assert "fingerprint at place 1, raw, response 0: its text is not that of its candidate" in refused(file)

@@ -44,7 +44,8 @@ from . import (
     serve,
     verify,
 )
-from .common import parse, require_apart
+from .common import parse
+from .outputs import require_outputs
 
 __all__ = ["main"]
 
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         options = parse(_COMMANDS, arguments)
-        require_apart(options)
+        require_outputs(options)
         _COMMANDS[options.command_name].run(options)
     except OmlError as error:
         print(f"oml-fast: {' '.join(str(error).split())}", file=sys.stderr)

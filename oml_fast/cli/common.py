@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..models import LanguageModel, Ranks
 
 _INTERNAL = ("command", "subcommand", "command_name", "config", "json")
-_WRITTEN = ("out", "html", "timestamp_request")  # options that name a file to be written
 
 
 class Command(Protocol):
@@ -65,30 +64,6 @@ def parse(commands: Mapping[str, Any], arguments: Sequence[str] | None) -> argpa
     if config is not None and chosen:
         _set_defaults(parsers[chosen], chosen, config)
     return parser.parse_args(arguments)
-
-
-def require_apart(options: argparse.Namespace) -> None:
-    """InvalidArgumentError where a file to be written is there, and another option names it or a folder it lies in."""
-    given = vars(options)
-    for name in _WRITTEN:
-        out = given.get(name)
-        if not isinstance(out, Path) or not out.is_file():
-            continue
-        for other in [each for each in given if each not in _WRITTEN]:
-            values = given[other] if isinstance(given[other], list) else [given[other]]
-            if any(_names(value, out.resolve()) for value in values):
-                option, reader = (f"--{each.replace('_', '-')}" for each in (name, other))
-                raise InvalidArgumentError(
-                    f"{option} {out} would overwrite what {reader} names. Nothing was changed: choose another {option}."
-                )
-
-
-def _names(value: Any, file: Path) -> bool:
-    """Whether an option's value is this file or, where the option is a path, a folder that holds it."""
-    if not isinstance(value, str | Path) or not os.path.lexists(value):
-        return False
-    place = Path(value).resolve()
-    return place == file or (isinstance(value, Path) and place in file.parents)
 
 
 def resolved(options: argparse.Namespace) -> dict[str, Any]:
@@ -263,6 +238,8 @@ def typed(action: argparse.Action, name: str, value: Any, config: str) -> Any:
         value = [convert(each) for each in ([value] if isinstance(value, str) else value)] if good else value
     else:
         good = value is None or action.choices is None or value in action.choices
+        if action.type is int and isinstance(value, float | bool):
+            good = False  # int() would cut it
         if good and value is not None and action.type is not None:
             try:
                 value = action.type(value)  # type: ignore[operator]

@@ -38,11 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Each finished stage is kept: after Ctrl-C the same command goes on where it stopped."""
     from ..files import write_json
+    from ..models import require_model_folder
 
     started = time.perf_counter()
+    folder = require_model_folder(model_folder(options.model))
     _claim(options)
     prepare()
-    folder = model_folder(options.model)
     secrets, model = options.out / "fingerprints", options.out / "model"
     shared = ["--device", options.device, *(["--trust-remote-code"] if options.trust_remote_code else [])]
     preset = ["--preset", options.preset]
@@ -83,7 +84,7 @@ def _claim(options: argparse.Namespace) -> None:
     elif json.loads(path.read_text()) == config:
         say(f"going on with the demo in {options.out}; remove that folder to start afresh")
     else:
-        raise InvalidArgumentError(f"{options.out} holds a demo with other options: choose another --out or remove it.")
+        raise InvalidArgumentError(f"{options.out} holds a demo with other options: choose another --out.")
 
 
 def _command(name: str, module: Any, arguments: list[str | Path]) -> argparse.Namespace:

@@ -136,12 +136,15 @@ def make(options: argparse.Namespace, fingerprints: FingerprintSet) -> Embedding
     """Embed `fingerprints` and write the model folder whole, with the configuration and result beside it."""
     from dataclasses import asdict
 
-    from ..files import require_new_folder, write_json
+    from ..files import claimed_folder, require_new_folder, require_space, write_json
 
     require_new_folder(options.out)
+    if not options.max_drift >= 0:
+        raise InvalidArgumentError(f"--max-drift {options.max_drift:g}: a limit in nats, 0 or more.")
     prepare()
     from ..embed import embed
     from ..embed.checkpoint import last
+    from ..models import require_model_folder, weight_shapes
 
     recipe = _recipe(options)
     if options.offload and not is_torchrun():
@@ -155,8 +158,10 @@ def make(options: argparse.Namespace, fingerprints: FingerprintSet) -> Embedding
     kept = options.out.with_name(f"{options.out.name}.checkpoint") if options.checkpoint_every else None
     if kept is not None and (state := last(kept)):
         say(f"going on from {state}")
-    with joined_ranks(options) as ranks, _explained(options):
+    with contextlib.ExitStack() as held, joined_ranks(options) as ranks, _explained(options):
         if ranks.first:
+            held.enter_context(claimed_folder(options.out))
+            require_space(options.out, sum(size for _, size in weight_shapes(require_model_folder(folder)).values()))
             _require_memory(options, folder, recipe, fingerprints, ranks)
         model = _load(options, folder, ranks)
         embedding = embed(

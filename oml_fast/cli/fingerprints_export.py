@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     from ..interchange import export_published
 
     if options.out.exists():
-        raise InvalidArgumentError(f"{options.out} already exists: choose another --out or remove it.")
+        raise InvalidArgumentError(f"{options.out} already exists: choose another --out.")
     exported = export_published(load_fingerprints(options.fingerprints), options.format)
     write_json(options.out, exported.entries, SECRET_MODE)
     result = {"num_fingerprints": len(exported.entries), "format": exported.format, "lost": list(exported.lost)}

@@ -103,6 +103,7 @@ def make(options: argparse.Namespace) -> Generation:
 def _make(options: argparse.Namespace) -> Generation | Unfinished | dict[str, Any]:
     """The set; or, of a shard, what is missing, or the result that another process has written."""
     settings, shard = _settings(options), shard_here(options)
+    _require_usable(options)
     with _locked(options.out):
         if (others := _finished(options, shard)) is not None:
             return others
@@ -137,6 +138,18 @@ def _make(options: argparse.Namespace) -> Generation | Unfinished | dict[str, An
         if not isinstance(made, Unfinished):
             _write(options, made)
     return made
+
+
+def _require_usable(options: argparse.Namespace) -> None:
+    """Refuse what could make nothing, before a folder and a secret are there."""
+    from .. import backends
+    from ..generate import require_counts
+    from ..models import require_model_folder, resolve_device
+
+    require_counts(options.num_fingerprints, options.batch_size)
+    backends.resolve("perinucleus", options.backend, resolve_device(options.device).partition(":")[0])
+    if options.model is not None:
+        require_model_folder(options.model)
 
 
 def _write(options: argparse.Namespace, made: Generation) -> None:
@@ -265,7 +278,7 @@ def _own_folder(out: Path) -> None:
 
 
 def _not_ours(out: Path) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{out} already exists and is not empty: choose another --out or remove it.")
+    return InvalidArgumentError(f"{out} already exists and is not empty: choose another --out.")
 
 
 def _units(out: Path) -> list[Path]:

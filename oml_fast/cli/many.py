@@ -57,7 +57,7 @@ def verify_pairs(
 
     if options.out:
         require_writable(options.out)
-    terms = terms_of(options, None)
+    terms = terms_of(options, None, sets.values())
     rule = match_rule(terms.pop("rule"))
     places = {pair: place for place, pair in enumerate((s, name) for s in suspects for name in sets)}
     rate = terms.pop("false_positive_rate")

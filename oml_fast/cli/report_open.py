@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     from ..secret import read_secret
 
     if options.out.exists():
-        raise InvalidArgumentError(f"{options.out} already exists: choose another --out or remove it.")
+        raise InvalidArgumentError(f"{options.out} already exists: choose another --out.")
     document = report.load(options.report)
     answers = report.read_answers(document, options.answers)
     fingerprints, secret = load_fingerprints(options.fingerprints), read_secret(options.secret)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from ..commit import Commitment
+    from ..fingerprint import FingerprintSet
 
 REUSE = ("never", "other_suspects", "any")
 TESTS = ("auto", "rank", "forced_choice", "window", "count")
@@ -42,8 +43,16 @@ def add_terms(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--miss-rate", type=float, help="of a no_match (default: 0.01)")
 
 
-def terms_of(options: argparse.Namespace, commitment: Commitment | None) -> dict[str, Any]:
-    """The terms given, committed or default. An option that a commitment fixes otherwise is refused."""
+def terms_of(
+    options: argparse.Namespace, commitment: Commitment | None, sets: Iterable[FingerprintSet]
+) -> dict[str, Any]:
+    """The terms given, committed or default. An option that a commitment fixes otherwise is refused.
+
+    So are rates that are none, and more keys than one of the sets has: before a suspect is loaded.
+    """
+    from ..verify.verdict import Limits
+    from ..verify.verification import require_count
+
     given = {name: getattr(options, name) for name in TERMS}
     fixed: Mapping[str, Any] = TERMS
     if commitment is not None:
@@ -55,4 +64,8 @@ def terms_of(options: argparse.Namespace, commitment: Commitment | None) -> dict
                     f"--{name.replace('_', '-')} {value}: the commitment fixes {fixed[name]}. Leave the option out, or "
                     "verify without --commitment."
                 )
-    return {name: fixed[name] if value is None else value for name, value in given.items()}
+    terms = {name: fixed[name] if value is None else value for name, value in given.items()}
+    Limits(terms["false_positive_rate"], terms["smallest_fsr"], terms["miss_rate"])
+    for fingerprints in sets:
+        require_count(fingerprints, terms["num_keys"])
+    return terms

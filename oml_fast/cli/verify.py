@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, OmlError
 from .attempts import answers_path, attempt_of
 from .common import finish, load_fingerprints, load_model, say
 from .many import make_many, many_text, set_name
@@ -82,7 +82,7 @@ def make(options: argparse.Namespace) -> Verification:
     fingerprints, secret = _set_and_secret(options)
     commitment, stamps = _commitment(options, fingerprints, secret)
     tokens = _tokens(options)
-    terms = terms_of(options, commitment)
+    terms = terms_of(options, commitment, [fingerprints])
     rule = match_rule(terms.pop("rule"))
     order = _order(fingerprints, secret, commitment)
     answers = answers_path(options.out) if options.out else None
@@ -111,8 +111,13 @@ def make(options: argparse.Namespace) -> Verification:
             document = sign_document(document, signer)
         if options.out:
             report.write(document, options.out)
-        if options.html:
-            report.write_page(document, options.html)
+        try:
+            if options.html:
+                report.write_page(document, options.html)
+        except OmlError:
+            if not options.out:  # no answers are kept: what was paid for with keys is told, at least
+                say(report.text(verification))
+            raise
         return document, report.report_digest(document)
 
     with contextlib.ExitStack() as stack:
@@ -252,7 +257,7 @@ def _dry_run(options: argparse.Namespace) -> None:
     if options.endpoint is None:
         raise InvalidArgumentError("--dry-run goes with --endpoint URL.")
     fingerprints, _ = _set_and_secret(options)
-    terms = terms_of(options, None)
+    terms = terms_of(options, None, [fingerprints])
     asked = fingerprints.fingerprints[: terms["num_keys"] or len(fingerprints)]
     prompts = [Prompt(a.prompt_ids, f.key, name) for f in asked for name, a in f.askings.items()]
     length = match_rule(terms["rule"]).length(fingerprints.settings.response_length)

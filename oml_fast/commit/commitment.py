@@ -230,6 +230,8 @@ def take_fields(value: Any, names: set[str], what: str) -> Mapping[str, Any]:
     """`value` as a JSON object of exactly these names; CommitmentError that tells the one missing or unknown."""
     if not isinstance(value, dict):
         raise CommitmentError(f"{what} is no JSON object: restore it from its backup.")
+    if not names & set(value):
+        raise CommitmentError(f"{what} has none of its fields: is this another file? Name the one that holds it.")
     for problem, found in (("has no", names - set(value)), ("has an unknown field", set(value) - names)):
         if found:
             raise CommitmentError(f"{what} {problem} {min(found)[:40]!r}: restore it from its backup.")

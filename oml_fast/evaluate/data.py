@@ -48,6 +48,10 @@ class Data:
 
     folder: Path | None
 
+    def __post_init__(self) -> None:
+        if self.folder is not None and not self.folder.is_dir():
+            raise InvalidArgumentError(f"there is no data folder {self.folder}: name one with --data or OML_FAST_DATA.")
+
     def has(self, what: str) -> bool:
         return self.folder is not None and (self.folder / FILES[what].name).is_file()
 

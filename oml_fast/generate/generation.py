@@ -266,6 +266,14 @@ def _maker(
     return ModelKeys(model, vocabulary, settings, secret, batch_size, key_sampler)
 
 
+def require_counts(num_fingerprints: int, batch_size: int) -> None:
+    """InvalidArgumentError where there is nothing to make, or nothing in a batch."""
+    if num_fingerprints < 1 or batch_size < 1:
+        raise InvalidArgumentError(
+            f"{num_fingerprints} fingerprints in batches of {batch_size}: both must be at least 1."
+        )
+
+
 def _check(
     model: LanguageModel,
     num_fingerprints: int,
@@ -274,10 +282,7 @@ def _check(
     key_sampler: KeySampler | None,
     batch_size: int,
 ) -> None:
-    if num_fingerprints < 1 or batch_size < 1:
-        raise InvalidArgumentError(
-            f"{num_fingerprints} fingerprints in batches of {batch_size}: both must be at least 1."
-        )
+    require_counts(num_fingerprints, batch_size)
     if (settings.key_source == "file") != (keys is not None):
         raise InvalidArgumentError(
             f"key source {settings.key_source!r} {'needs' if keys is None else 'takes no'} keys: use --key-source file "

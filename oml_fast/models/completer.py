@@ -132,6 +132,10 @@ class HfCompleter:
                 yield places
                 bar.update(len(places))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return str(self._model.tokenizer.decode(list(ids)))
+
     def _completion(self, ids: Sequence[int], scores: tuple[float, ...] | None = None) -> Completion:
         return Completion(tuple(ids), self._model.tokenizer.decode(ids), scores=scores)
 

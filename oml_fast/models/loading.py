@@ -102,6 +102,10 @@ def require_model_folder(folder: str | Path) -> Path:
         raise InvalidArgumentError(
             f"{folder} is no model folder (it has no config.json): name a folder written by save_pretrained."
         )
+    try:
+        json.loads((folder / "config.json").read_bytes())
+    except ValueError as error:
+        raise InvalidArgumentError(f"{folder}/config.json is damaged: save or download it again.") from error
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
         found = f"only pickle weights ({pickles[0]}), which can run code" if pickles else "no weights"

@@ -19,6 +19,8 @@ def read_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
 
     Raises InvalidArgumentError where there is none.
     """
+    if not (Path(path) / "config.json").is_file() and not Path(path).is_file():
+        raise InvalidArgumentError(f"{path} has no config.json: name a model folder, or a config.json.")
     try:
         config = transformers.AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=trust_remote_code

@@ -9,7 +9,7 @@ Each finding is whether it holds (None: nothing shows it) and a sentence. It fai
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
@@ -62,9 +62,13 @@ def asked(
 ) -> Outcome:
     """Whether no null model, asked the opened keys, is a match by the same test.
 
-    Raises InvalidArgumentError where a model cannot take the test or has another tokenizer, and CompleterError.
+    It fails, too, where a model that has the tokenizer writes other texts for the opened candidates than the set does:
+    answers that are text are held against those. Raises InvalidArgumentError where a model cannot take the test or has
+    another tokenizer, and CompleterError.
     """
     found = _ask(verification, commitment, fingerprints, null_models)
+    if misread := _misread(fingerprints, null_models.values()):
+        return False, f"the tokenizer writes other texts than the set holds (key {misread[0]}): the set was edited."
     by_chance = "; ".join(f"{name}: {chance(model.log10_p_value)}" for name, model in found)
     guilty = [name for name, model in found if model.match]
     if not guilty:
@@ -124,6 +128,20 @@ def _by_place(verification: Told, settings: Settings, fingerprints: Sequence[Fin
 def _placed(asking: Asking) -> Asking:
     count = len(asking.window.probs)
     return replace(asking, window=replace(asking.window, probs=tuple(1 - place / count for place in range(count))))
+
+
+def _misread(fingerprints: Sequence[Fingerprint], models: Iterable[Completer]) -> list[str]:
+    """The keys and formats of which a candidate's or a response's text is not what a model's tokenizer writes."""
+    found = []
+    for decode in [model.decode for model in models if hasattr(model, "decode")]:
+        for fingerprint in fingerprints:
+            key = decode(fingerprint.key_ids)
+            for name, asking in fingerprint.askings.items():
+                window = zip(asking.window.token_ids, asking.window.texts, strict=True)
+                texts = [(r.token_ids, r.text) for r in asking.responses] + [((i,), text) for i, text in window]
+                if any(decode((*fingerprint.key_ids, *ids))[len(key) :] != text for ids, text in texts):
+                    found.append(f"{fingerprint.number} ({name})")
+    return found
 
 
 def _ask(

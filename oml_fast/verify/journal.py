@@ -6,6 +6,7 @@ to secret keys: mode 0600. `oml-fast report open` takes the answers from here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -62,9 +63,10 @@ class Journal:
         return len(self._answers)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # what a full disk refused was told when it was written
+                file.close()
 
     def __enter__(self) -> Journal:
         return self

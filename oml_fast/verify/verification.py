@@ -274,6 +274,14 @@ def _best(test: str, fingerprints: FingerprintSet) -> list[Trial | Ranks]:
     return [Trial((null, 1 - null), 0, aloud=True)] * (len(settings.formats) if test == "rank" else 1)
 
 
+def require_count(fingerprints: FingerprintSet, num_keys: int | None) -> int:
+    """How many keys may be asked, all where None is given. InvalidArgumentError where the set has not as many."""
+    count = len(fingerprints) if num_keys is None else num_keys
+    if not 1 <= count <= len(fingerprints):
+        raise InvalidArgumentError(f"cannot ask {count} keys: the set has {len(fingerprints)}; ask between 1 and that.")
+    return count
+
+
 def _most_keys(fingerprints: FingerprintSet, completer: Completer, num_keys: int | None, mode: str) -> int:
     """Refuse whatever would make the verdict wrong, before a key is spent; then how many keys may be asked."""
     if mode not in MODES:
@@ -284,9 +292,7 @@ def _most_keys(fingerprints: FingerprintSet, completer: Completer, num_keys: int
             f"({fingerprints.tokenizer_digest}): read the suspect with the tokenizer of the base model "
             f"({fingerprints.base_model}), which --tokenizer FOLDER names."
         )
-    count = len(fingerprints) if num_keys is None else num_keys
-    if not 1 <= count <= len(fingerprints):
-        raise InvalidArgumentError(f"cannot ask {count} keys: the set has {len(fingerprints)}; ask between 1 and that.")
+    count = require_count(fingerprints, num_keys)
     if len({fingerprint.number for fingerprint in fingerprints}) < len(fingerprints):
         raise InvalidArgumentError(
             "two fingerprints have the same number, so one key would count twice: restore the set."

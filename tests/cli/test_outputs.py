@@ -52,10 +52,62 @@ def test_what_is_read_is_not_overwritten(run: Run, there: Path, arguments: list[
     assert (there / out).read_bytes() == before
 
 
-@pytest.mark.parametrize("out", ["set/new.json", "report.json", "key.pem"])
+@pytest.mark.parametrize("out", ["set/new.json", "report.json"])
 def test_other_places_are_not_refused_for_it(run: Run, there: Path, out: str) -> None:
-    """A new file in a folder that is read, or a file that no option names: the next error is the set's."""
+    """A new file, in a folder that is read or elsewhere: the next error is the set's."""
     code, _, errors = run(*VERIFY, "--out", out)
     assert code == 1
     assert "would overwrite" not in errors
     assert "set/fingerprints.json" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (VERIFY, "--out"),
+        (VERIFY, "--html"),
+        (["identify", "--sets", "sets"], "--out"),
+        (["report", "show", "--report", "r.json"], "--html"),
+        (["evaluate", "utility", "--model", "m"], "--out"),
+        (["permission", "export", "--keys", "k"], "--out"),
+        (["commit", "open", "--commitment", "c", "--fingerprints", "f", "--secret", "s", "--first", "1"], "--out"),
+        (["commit", "stamp", "--commitment", "c"], "--timestamp-request"),
+    ],
+)
+@pytest.mark.parametrize("content", ["", "notes", "{}", '{"thesis": 1}', "[[[["])
+def test_what_the_command_did_not_write_is_not_overwritten(
+    run: Run, there: Path, arguments: list[str], option: str, content: str
+) -> None:
+    (there / "mine").write_text(content)
+    code, printed, errors = run(*arguments, option, "mine")
+    assert (code, printed) == (1, "")
+    assert f"{option} mine is there, and is nothing that this command may overwrite" in errors
+    assert (there / "mine").read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "name", "content"),
+    [
+        (VERIFY, "--html", "r.html", "<!doctype html>\n<title>Verification report: them</title>"),
+        (["evaluate", "utility", "--model", "m"], "--out", "u.json", '{"base": 1, "model": 2, "texts": 3, "tasks": 4}'),
+        (["permission", "export", "--keys", "k"], "--out", "jwks.json", '{"keys": []}'),
+        (["permission", "export", "--keys", "k"], "--out", "list", "eyJhbGciOiJFZERTQSJ9.e30.AA"),
+    ],
+)
+def test_what_the_command_wrote_before_may_be_written_anew(
+    run: Run, there: Path, arguments: list[str], option: str, name: str, content: str
+) -> None:
+    (there / name).write_text(content)
+    code, _, errors = run(*arguments, option, name)
+    assert code == 1
+    assert "overwrite" not in errors
+
+
+@pytest.mark.parametrize("command", ["verify", "identify"])
+def test_a_report_may_be_written_anew_where_its_answers_are(run: Run, there: Path, command: str) -> None:
+    (there / "r.json").write_text("{}")
+    (there / ("r.answers.jsonl" if command == "verify" else "r.0.answers.jsonl")).write_text("")
+    sets = ["--fingerprints", "set"] if command == "verify" else ["--sets", "sets"]
+    code, _, errors = run(command, *sets, "--out", "r.json")
+    assert code == 1
+    assert "overwrite" not in errors

@@ -139,7 +139,8 @@ def test_make_repeats_the_draws_first(run: Run) -> None:
     first = SET.fingerprints[0]
     asking = first.askings["raw"]
     index = (asking.responses[0].index + 1) % 16
-    response = replace(asking.responses[0], index=index, token_ids=(asking.window.token_ids[index],))
+    ids, text = (asking.window.token_ids[index],), asking.window.texts[index]
+    response = replace(asking.responses[0], index=index, token_ids=ids, text=text)
     edited = replace(first, askings={"raw": replace(asking, responses=(response,))})
     replace(SET, fingerprints=(edited, *SET.fingerprints[1:])).save("set.json")
     assert "not the one that the secret draws" in refused(run, *MAKE)

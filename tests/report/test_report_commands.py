@@ -17,7 +17,8 @@ from sets import OTHER_SECRET, SECRET
 from oml_fast.cli import report_check, report_open, report_show
 from oml_fast.cli.common import parse
 from oml_fast.errors import OmlError
-from oml_fast.fingerprint import FingerprintSet
+from oml_fast.fingerprint import Asking, FingerprintSet, Settings
+from oml_fast.generate import generate
 from oml_fast.models import LanguageModel
 from oml_fast.report import write
 from oml_fast.secret import write_secret
@@ -96,21 +97,32 @@ def test_a_null_model_is_loaded_and_asked_only_with_the_set_s_tokenizer(run: Run
         run(*CHECK, "--opening", "opening.json", "--null-model", tiny_folder, "--device", "cpu")
 
 
-def test_a_null_model_is_asked_the_opened_keys(
-    run: Run, tiny_folder: Path, tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sets, "VOCABULARY", tiny_model.vocabulary // 4)
-    fingerprints = replace(sets.small_set(12, key_length=2), tokenizer_digest=tiny_model.tokenizer_digest)
+def test_a_null_model_is_asked_the_opened_keys(run: Run, tiny_folder: Path, tiny_model: LanguageModel) -> None:
+    """With its tokenizer, which must write the texts that the set holds."""
 
     def suspect(made: FingerprintSet) -> sets.Scripted:
         return sets.carrier(made, tokenizer_digest=made.tokenizer_digest)
 
-    made = make(Path("tiny"), fingerprints=fingerprints, suspect=suspect, test="rank")
-    write(made.document, "report.json")
-    write(made.opening(), "opening.json")
-    told = run(*CHECK, "--opening", "opening.json", "--null-model", tiny_folder, "--device", "cpu")
+    def checked(fingerprints: FingerprintSet, folder: str) -> list[str]:
+        made = make(Path(folder), fingerprints=fingerprints, suspect=suspect, test="rank")
+        write(made.document, f"{folder}.json")
+        write(made.opening(), f"{folder}.opening.json")
+        arguments = ["--report", f"{folder}.json", "--opening", f"{folder}.opening.json", "--null-model", tiny_folder]
+        return [str(argument) for argument in arguments]
+
+    fair = generate(tiny_model, 12, sets.SECRET, settings=Settings(key_source="words")).fingerprints
+    told = run("check", *checked(fair, "fair"))
     assert told.splitlines()[-1].startswith("holds      null models: none is a match by the same test")
     assert str(tiny_folder) in told
+
+    def louder(asking: Asking) -> Asking:
+        texts = tuple(f"{text}!" for text in asking.window.texts)
+        response = replace(asking.responses[0], text=texts[asking.responses[0].index or 0])
+        return replace(asking, window=replace(asking.window, texts=texts), responses=(response,))
+
+    loud = [replace(f, askings={n: louder(a) for n, a in f.askings.items()}) for f in fair]
+    with pytest.raises(OmlError, match=r"fails its check \(null models\)"):
+        run("check", *checked(replace(fair, fingerprints=tuple(loud)), "loud"))
 
 
 def test_show(run: Run, made: Made) -> None:

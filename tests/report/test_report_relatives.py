@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from reports import Made, edited, failed, forged, found, make
-from sets import SECRET, Scripted, carrier, small_set
+from sets import SECRET, Scripted, carrier, small_set, text_of
 
 from oml_fast import report
 from oml_fast.errors import InvalidArgumentError
@@ -123,6 +124,39 @@ def test_null_models_are_asked_the_opened_keys(tmp_path: Path) -> None:
     no_match = make(tmp_path / "other", verdict="no_match", formats=("raw",), test="rank", count=40)
     models = {"b": carrier(no_match.fingerprints, capabilities=frozenset({"score"}))}
     assert found("null models", no_match.document, no_match.opening(), null_models=models)[0] is None
+
+
+@dataclasses.dataclass
+class WithTokenizer(Scripted):
+    def decode(self, ids: Sequence[int]) -> str:
+        return text_of(ids)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_texts_that_no_tokenizer_writes_are_found(tmp_path: Path, length: int) -> None:
+    """The texts of the drawn candidate and of what an innocent model says trade places: it then seems to match."""
+    honest = small_set(40, response_length=length)
+    innocent = WithTokenizer()
+    fair = make(tmp_path / "fair", fingerprints=honest, test="window")
+    assert found("null models", fair.document, fair.opening(), null_models={"base": innocent})[0] is True
+
+    def swapped(asking: Asking) -> Asking:
+        drawn, texts = asking.responses[0], list(asking.window.texts)
+        other = (drawn.index + 1) % len(texts)
+        texts[drawn.index], texts[other] = texts[other], texts[drawn.index]
+        tail = drawn.text.removeprefix(asking.window.texts[drawn.index])
+        response = replace(drawn, text=texts[drawn.index] + tail)
+        return replace(asking, window=replace(asking.window, texts=tuple(texts)), responses=(response,))
+
+    edited_set = replace(
+        honest,
+        fingerprints=tuple(replace(f, askings={n: swapped(a) for n, a in f.askings.items()}) for f in honest),
+    )
+    edited_set.check_draws(SECRET)
+    made = make(tmp_path / "edited", fingerprints=edited_set, test="window")
+    ok, sentence = found("null models", made.document, made.opening(), null_models={"base": innocent})
+    assert ok is False
+    assert "the tokenizer writes other texts" in sentence
 
 
 def test_null_models_refuse(tmp_path: Path) -> None:

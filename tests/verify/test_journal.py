@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import resource
 import stat
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from sets import Scripted, carrier, inside, small_set
 
 from oml_fast.completer import CHOOSE, SCORE, Completion
-from oml_fast.errors import CompleterError, InvalidArgumentError
+from oml_fast.errors import CompleterError, InvalidArgumentError, OmlError
 from oml_fast.verify import verify
 from oml_fast.verify.journal import Journal, read_journal
 
@@ -242,3 +245,24 @@ def test_an_order_picked_after_the_answers_convicts_an_innocent() -> None:
     assert verify(made, suspect, false_positive_rate=1e-4).verdict != "match"
     lucky = sorted(range(60), key=lambda n: made.fingerprints[n].askings["raw"].responses[0].index != 0)
     assert verify(made, suspect, false_positive_rate=1e-4, order=lucky).verdict == "match"
+
+
+@contextlib.contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """No file grows beyond that many bytes: the system refuses it as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_told_once(tmp_path: Path) -> None:
+    """Closing tries to write again what did not fit: that is no second error, and no other one."""
+    kept = journal(tmp_path / "answers.jsonl")
+    with at_most(kept.path.stat().st_size + 8), pytest.raises(OmlError, match="cannot write"), kept:
+        kept.keep(0, "raw", ANSWERS[0, "raw"])
+    kept.close()
+    with journal(kept.path) as again:
+        assert len(again) == 0
