@@ -94,6 +94,8 @@ def claimed_folder(path: str | Path) -> Iterator[Path]:
     leaves behind, and nothing bars the next run from taking it.
     """
     path = require_new_folder(path)
+    if path.is_symlink() or os.path.ismount(path):
+        raise InvalidArgumentError(f"{path} is a link or a mount, which no new folder can replace: name one below it.")
     ours = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,9 @@ def read_secret(path: str | Path) -> bytes:
         text = Path(path).read_text(encoding="ascii").strip()
     except FileNotFoundError as error:
         raise FingerprintFormatError(f"no secret at {path}: restore it from its backup, or name it.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise FingerprintFormatError(f"cannot read the secret {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
         raise FingerprintFormatError(f"cannot read the secret {path}: it is no oml-fast secret file.") from error
     if not text.startswith(_PREFIX):
         raise FingerprintFormatError(f"{path} is no oml-fast secret: name the one that generate wrote beside the set.")

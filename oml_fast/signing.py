@@ -275,7 +275,9 @@ def _read_private(path: Path) -> bytes:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             content = file.read(_MOST_BYTES)
     except FileNotFoundError as error:
-        raise SignatureError(f"no signing key at {path}: make one with oml-fast keygen, or name it.") from error
+        raise SignatureError(
+            f"no signing key at {path}: name it, or make one with oml-fast keygen (for tokens: permission keygen)."
+        ) from error
     except OSError as error:
         raise SignatureError(f"cannot read the signing key {path}: {error.strerror}.") from error
     if b"PRIVATE KEY" not in content:

@@ -249,3 +249,11 @@ def test_space_is_asked_for_where_the_path_will_be(tmp_path: Path) -> None:
     with pytest.raises(OmlError, match=r"cannot write .*yet: it takes 1048576\.0 GiB, and [\d.]+ GiB are free"):
         files.require_space(path, 2**50)
     assert listing(tmp_path) == []
+
+
+def test_a_link_is_not_claimed(tmp_path: Path) -> None:
+    """A folder is put in place by a rename, which a link to a folder bars: that is told before the work."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    with pytest.raises(InvalidArgumentError, match="is a link or a mount"):
+        files.claimed_folder(tmp_path / "link").__enter__()

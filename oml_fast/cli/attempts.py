@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from ..verify.spending import Attempt
 
 
-def answers_path(out: Path) -> Path:
-    """Where the answers of a report are kept: with them a verification that was stopped goes on."""
-    return out.with_suffix(".answers.jsonl")
+def answers_path(out: Path, pair: int | None = None) -> Path:
+    """Where the answers of a report, or of one of many pairs, are kept: a verification that was stopped goes on."""
+    return out.with_suffix(".answers.jsonl" if pair is None else f".{pair}.answers.jsonl")
 
 
 def attempt_of(

@@ -38,12 +38,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Each finished stage is kept: after Ctrl-C the same command goes on where it stopped."""
     from ..files import write_json
-    from ..models import require_model_folder
 
     started = time.perf_counter()
+    prepare()
+    from ..models import require_model_folder
+
     folder = require_model_folder(model_folder(options.model))
     _claim(options)
-    prepare()
     secrets, model = options.out / "fingerprints", options.out / "model"
     shared = ["--device", options.device, *(["--trust-remote-code"] if options.trust_remote_code else [])]
     preset = ["--preset", options.preset]
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     fingerprints = load_fingerprints(secrets)
 
     command = _command("embed", embed, ["--model", folder, "--fingerprints", secrets, "--out", model, *preset, *shared])
-    made = model.is_dir() and embed.result_path(model).is_file()
+    made = (model / "config.json").is_file() and embed.result_path(model).is_file()
     embedded = _kept(embed.result_path(model)) if made else embed.result(command, embed.make(command, fingerprints))
 
     asked = ["--fingerprints", secrets, "--secret", secrets / generate.SECRET, "--mode", "fixed", *shared]

@@ -144,7 +144,7 @@ def make(options: argparse.Namespace, fingerprints: FingerprintSet) -> Embedding
     prepare()
     from ..embed import embed
     from ..embed.checkpoint import last
-    from ..models import require_model_folder, weight_shapes
+    from ..models import require_model_folder, weight_bytes
 
     recipe = _recipe(options)
     if options.offload and not is_torchrun():
@@ -161,7 +161,7 @@ def make(options: argparse.Namespace, fingerprints: FingerprintSet) -> Embedding
     with contextlib.ExitStack() as held, joined_ranks(options) as ranks, _explained(options):
         if ranks.first:
             held.enter_context(claimed_folder(options.out))
-            require_space(options.out, sum(size for _, size in weight_shapes(require_model_folder(folder)).values()))
+            require_space(options.out, weight_bytes(require_model_folder(folder)))
             _require_memory(options, folder, recipe, fingerprints, ranks)
         model = _load(options, folder, ranks)
         embedding = embed(

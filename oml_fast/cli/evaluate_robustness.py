@@ -98,6 +98,9 @@ def make(options: argparse.Namespace) -> Robustness:
         attacks = tuple(attack for attack in attacks if "sibling" not in attack.needs)
         if named:
             say(f"left out, since they need another fingerprinted copy of the base (--sibling): {named}")
+    data = Data(options.data or settings.data_dir())
+    if options.data is not None:
+        data.require_folder()
     require_writable(options.out / _RESULT)
     fingerprints = load_fingerprints(options.fingerprints)
     others = [load_fingerprints(path) for path in options.others or ()]
@@ -107,7 +110,7 @@ def make(options: argparse.Namespace) -> Robustness:
         base=load_model(options, model_folder(options.base)),
         fingerprints=fingerprints,
         siblings=tuple(load_model(options, folder) for folder in options.sibling or ()),
-        data=Data(options.data or settings.data_dir()),
+        data=data,
         seed=options.seed,
     )
     result = robustness(scene, attacks, others=others, folder=options.out / _PARTS, progress=True)

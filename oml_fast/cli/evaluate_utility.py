@@ -46,15 +46,19 @@ def make(options: argparse.Namespace) -> Utility:
 
     if options.out:
         require_writable(options.out)
-    prepare()
     from ..evaluate.data import Data
+
+    data = Data(options.data or settings.data_dir())
+    if options.data is not None:
+        data.require_folder()
+    prepare()
     from ..evaluate.utility import utility
 
     base = load_model(options, model_folder(options.base))
     measured = utility(
         base,
         load_model(options, options.model),
-        data=Data(options.data or settings.data_dir()),
+        data=data,
         tasks=names(options.tasks) if options.tasks else None,
         limit=options.limit,
         harness_tasks=names(options.harness_tasks) if options.harness_tasks else (),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgumentError
-from .attempts import attempt_of
+from .attempts import answers_path, attempt_of
 from .common import load_fingerprints
 from .suspects import loaders, read_suspects, suspect, suspect_name
 from .terms import terms_of
@@ -55,17 +55,15 @@ def verify_pairs(
     from ..verify import match_rule, verify, verify_many
     from ..verify.journal import Journal
 
-    if options.out:
-        require_writable(options.out)
     terms = terms_of(options, None, sets.values())
     rule = match_rule(terms.pop("rule"))
+    if options.out:
+        require_writable(options.out)
     places = {pair: place for place, pair in enumerate((s, name) for s in suspects for name in sets)}
     rate = terms.pop("false_positive_rate")
 
     def one(name: str, of_set: str, made: FingerprintSet, completer: Completer, its_rate: float) -> Verification:
-        answers = None
-        if options.out:
-            answers = options.out.with_suffix(f".{places[name, of_set]}.answers.jsonl")
+        answers = answers_path(options.out, places[name, of_set]) if options.out else None
         with contextlib.ExitStack() as stack:
             attempt = attempt_of(stack, options, made, None, answers, name)
             journal = None if answers is None else stack.enter_context(Journal(answers))

@@ -48,9 +48,10 @@ class Data:
 
     folder: Path | None
 
-    def __post_init__(self) -> None:
+    def require_folder(self) -> None:
+        """InvalidArgumentError where a folder is named that is not there."""
         if self.folder is not None and not self.folder.is_dir():
-            raise InvalidArgumentError(f"there is no data folder {self.folder}: name one with --data or OML_FAST_DATA.")
+            raise InvalidArgumentError(f"there is no data folder {self.folder}: name one that is there, or none.")
 
     def has(self, what: str) -> bool:
         return self.folder is not None and (self.folder / FILES[what].name).is_file()

@@ -8,7 +8,16 @@ from .decoding import batches_by_length, decode, greedy, prefill, sample
 from .digests import model_digest, tokenizer_digest
 from .heap import give_freed_memory_back, keep_freed_memory, told_of_full_memory
 from .language_model import LanguageModel, blocks_of, recompute_blocks
-from .loading import load, load_tokenizer, model_shape, require_model_folder, resolve_device, save, weight_shapes
+from .loading import (
+    load,
+    load_tokenizer,
+    model_shape,
+    require_model_folder,
+    resolve_device,
+    save,
+    weight_bytes,
+    weight_shapes,
+)
 from .packed import packed_weights
 from .ranks import ALONE, Ranks, joined, told_of_the_dead
 from .skeleton import read_config, skeleton, weights_dtype
@@ -42,6 +51,7 @@ __all__ = [
     "tokenizer_digest",
     "told_of_full_memory",
     "told_of_the_dead",
+    "weight_bytes",
     "weight_shapes",
     "weights_dtype",
 ]

@@ -132,9 +132,10 @@ class HfCompleter:
                 yield places
                 bar.update(len(places))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids."""
-        return str(self._model.tokenizer.decode(list(ids)))
+    def readings(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """The text of token ids: as the tokenizer is set to write it, and without its tidying of spaces."""
+        tokenizer = self._model.tokenizer
+        return str(tokenizer.decode(list(ids))), str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def _completion(self, ids: Sequence[int], scores: tuple[float, ...] | None = None) -> Completion:
         return Completion(tuple(ids), self._model.tokenizer.decode(ids), scores=scores)

@@ -104,7 +104,9 @@ def require_model_folder(folder: str | Path) -> Path:
         )
     try:
         json.loads((folder / "config.json").read_bytes())
-    except ValueError as error:
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read {folder}/config.json: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{folder}/config.json is damaged: save or download it again.") from error
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
@@ -130,6 +132,20 @@ def weight_shapes(folder: Path) -> dict[str, tuple[tuple[int, ...], int]]:
                 start, end = tensor["data_offsets"]
                 found[name] = tuple(tensor["shape"]), end - start
     return found
+
+
+def weight_bytes(folder: Path) -> int:
+    """The bytes of the weights that transformers would load from `folder`, from headers alone.
+
+    With an index, those of the files that it names: some folders hold the same weights in another layout, too. Raises
+    InvalidArgumentError where a header is damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    try:
+        named = json.loads(index.read_bytes())["weight_map"].keys() if index.is_file() else None
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidArgumentError(f"{index} is damaged: save or download it again.") from error
+    return sum(size for name, (_, size) in weight_shapes(folder).items() if named is None or name in named)
 
 
 def model_shape(folder: Path) -> tuple[int, int, int]:

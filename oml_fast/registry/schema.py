@@ -17,11 +17,9 @@ from sqlalchemy import URL, Connection, Engine, inspect, text
 
 from ..errors import InvalidArgumentError, OmlError
 from ..files import cannot_write
-from .connection import FORMS, explained, for_writing, is_sqlite, make_engine, shown
+from .connection import explained, for_writing, is_sqlite, make_engine, shown
 from .connection import read_url as _read_url
 from .tables import VERSION_TABLE, metadata
-
-_SQLITE = b"SQLite format 3\0"  # how its files begin
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 UPGRADE_LOCK = 0x6F6D6C66  # any number that all oml_fast agree on
@@ -81,12 +79,13 @@ def _require_file(path: Path, *, create: bool = True) -> None:
         raise InvalidArgumentError(f"{path} is no file: name a file for the registry.")
     if path.stat().st_size == 0:
         raise InvalidArgumentError(f"{path} is empty: remove it, and a registry is made there.")
-    with path.open("rb") as file:
-        if file.read(len(_SQLITE)) != _SQLITE:
-            raise InvalidArgumentError(f"{path} is no SQLite file: {FORMS}.")
+    # Never open the file here, not even to look at it: closing it again would drop the locks that SQLite holds on it in
+    # this process (POSIX), and another process would delete the log under a connection that still writes to it.
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
-        raise InvalidArgumentError(f"the registry {path} can be used by others (mode {mode:04o}): chmod 600 {path}")
+        raise InvalidArgumentError(
+            f"{path}, if it is a registry, can be used by others (mode {mode:04o}): chmod 600 {path}"
+        )
 
 
 def _create_file(path: Path) -> None:

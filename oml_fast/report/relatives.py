@@ -9,7 +9,7 @@ Each finding is whether it holds (None: nothing shows it) and a sentence. It fai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
@@ -30,6 +30,7 @@ _ROUNDING = 1e-9
 
 Outcome = tuple[bool | None, str]
 Told = Mapping[str, Any]
+Readings = Callable[[Sequence[int]], Sequence[str]]  # of token ids, as a completer with a tokenizer has them
 
 
 def told(verification: Told) -> Outcome:
@@ -62,13 +63,15 @@ def asked(
 ) -> Outcome:
     """Whether no null model, asked the opened keys, is a match by the same test.
 
-    It fails, too, where a model that has the tokenizer writes other texts for the opened candidates than the set does:
-    answers that are text are held against those. Raises InvalidArgumentError where a model cannot take the test or has
-    another tokenizer, and CompleterError.
+    Nor may a model's tokenizer read the opened keys, candidates or responses otherwise than the set writes them:
+    suspects behind endpoints are asked the former, and their answers held against the latter. Raises
+    InvalidArgumentError where a model cannot take the test or has another tokenizer, and CompleterError.
     """
-    found = _ask(verification, commitment, fingerprints, null_models)
+    _require_tokenizers(commitment, null_models)
     if misread := _misread(fingerprints, null_models.values()):
-        return False, f"the tokenizer writes other texts than the set holds (key {misread[0]}): the set was edited."
+        sentence = f"their tokenizer writes other texts than the set holds (key {misread[0]}): the set was edited."
+        return False if verification["verdict"] == "match" else None, sentence
+    found = _ask(verification, commitment, fingerprints, null_models)
     by_chance = "; ".join(f"{name}: {chance(model.log10_p_value)}" for name, model in found)
     guilty = [name for name, model in found if model.match]
     if not guilty:
@@ -130,18 +133,39 @@ def _placed(asking: Asking) -> Asking:
     return replace(asking, window=replace(asking.window, probs=tuple(1 - place / count for place in range(count))))
 
 
+def _require_tokenizers(commitment: Commitment, null_models: Mapping[str, Completer]) -> None:
+    for name, model in null_models.items():
+        if model.tokenizer_digest not in ("", commitment.tokenizer_digest):
+            raise InvalidArgumentError(
+                f"the null model {name} has another tokenizer than the fingerprints were made with: name one that "
+                "shares the base model's."
+            )
+
+
 def _misread(fingerprints: Sequence[Fingerprint], models: Iterable[Completer]) -> list[str]:
-    """The keys and formats of which a candidate's or a response's text is not what a model's tokenizer writes."""
+    """The keys and formats with a text, of key, candidate or response, that a model's tokenizer does not write so."""
     found = []
-    for decode in [model.decode for model in models if hasattr(model, "decode")]:
+    for readings in [model.readings for model in models if hasattr(model, "readings")]:
         for fingerprint in fingerprints:
-            key = decode(fingerprint.key_ids)
-            for name, asking in fingerprint.askings.items():
-                window = zip(asking.window.token_ids, asking.window.texts, strict=True)
-                texts = [(r.token_ids, r.text) for r in asking.responses] + [((i,), text) for i, text in window]
-                if any(decode((*fingerprint.key_ids, *ids))[len(key) :] != text for ids, text in texts):
-                    found.append(f"{fingerprint.number} ({name})")
+            names = [name for name in fingerprint.askings if not _is_written(readings, fingerprint, name)]
+            found += [f"{fingerprint.number} ({name})" for name in names]
     return found
+
+
+def _is_written(readings: Readings, fingerprint: Fingerprint, name: str) -> bool:
+    """Whether the prompt asks the key, and the ids after the key read as the texts that belong to them."""
+    asking, ids, keys = fingerprint.askings[name], fingerprint.key_ids, readings(fingerprint.key_ids)
+    texts = [(response.token_ids, response.text) for response in asking.responses]
+    texts += [((i,), text) for i, text in zip(asking.window.token_ids, asking.window.texts, strict=True)]
+    return (
+        fingerprint.key in keys
+        and any(fingerprint.key in prompt for prompt in readings(asking.prompt_ids))
+        and (name != "raw" or asking.prompt_ids[-len(ids) :] == ids)
+        and all(
+            any(longer[len(key) :] == text for key, longer in zip(keys, readings((*ids, *after)), strict=True))
+            for after, text in texts
+        )
+    )
 
 
 def _ask(
@@ -154,10 +178,4 @@ def _ask(
     digests = commitment.base_model_digest, commitment.tokenizer_digest
     opened = FingerprintSet(commitment.settings(), "the base model", *digests, "", tuple(fingerprints))
     verified = Verification(**{**verification, "keys": tuple(KeyOutcome(**key) for key in verification["keys"])})
-    for name, model in null_models.items():
-        if model.tokenizer_digest not in ("", commitment.tokenizer_digest):
-            raise InvalidArgumentError(
-                f"the null model {name} has another tokenizer than the fingerprints were made with: name one that "
-                "shares the base model's."
-            )
     return [(name, calibrate(opened, verified, [model]).models[0]) for name, model in null_models.items()]

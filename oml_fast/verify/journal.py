@@ -93,8 +93,8 @@ class Journal:
         if found != header:
             differ = ", ".join(name for name in header if found.get(name) != header[name]) or "its fields"
             raise InvalidArgumentError(
-                f"{self.path} holds the answers of another verification ({differ} differ): choose another --out, or "
-                "remove it. Its keys stay spent."
+                f"{self.path} holds the answers of another verification ({differ} differ): choose another --out. Its "
+                "keys stay spent."
             )
         self._answers = answers
         return whole

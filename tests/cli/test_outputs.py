@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +21,11 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def header(typ: str) -> str:
+    """The first part of a signed text of that type."""
+    return base64.urlsafe_b64encode(json.dumps({"alg": "EdDSA", "typ": typ}).encode()).decode().rstrip("=")
 
 
 VERIFY = ["verify", "--fingerprints", "set"]
@@ -74,7 +82,7 @@ def test_other_places_are_not_refused_for_it(run: Run, there: Path, out: str) ->
         (["commit", "stamp", "--commitment", "c"], "--timestamp-request"),
     ],
 )
-@pytest.mark.parametrize("content", ["", "notes", "{}", '{"thesis": 1}', "[[[["])
+@pytest.mark.parametrize("content", ["", "notes", "{}", '{"verification": 1, "pairs": 2}', "[[[[", header("oml+jwt")])
 def test_what_the_command_did_not_write_is_not_overwritten(
     run: Run, there: Path, arguments: list[str], option: str, content: str
 ) -> None:
@@ -91,7 +99,7 @@ def test_what_the_command_did_not_write_is_not_overwritten(
         (VERIFY, "--html", "r.html", "<!doctype html>\n<title>Verification report: them</title>"),
         (["evaluate", "utility", "--model", "m"], "--out", "u.json", '{"base": 1, "model": 2, "texts": 3, "tasks": 4}'),
         (["permission", "export", "--keys", "k"], "--out", "jwks.json", '{"keys": []}'),
-        (["permission", "export", "--keys", "k"], "--out", "list", "eyJhbGciOiJFZERTQSJ9.e30.AA"),
+        (["permission", "export", "--keys", "k"], "--out", "list", f"{header('oml-permission-keys+jwt')}.e30.AA"),
     ],
 )
 def test_what_the_command_wrote_before_may_be_written_anew(
@@ -103,11 +111,30 @@ def test_what_the_command_wrote_before_may_be_written_anew(
     assert "overwrite" not in errors
 
 
-@pytest.mark.parametrize("command", ["verify", "identify"])
-def test_a_report_may_be_written_anew_where_its_answers_are(run: Run, there: Path, command: str) -> None:
-    (there / "r.json").write_text("{}")
-    (there / ("r.answers.jsonl" if command == "verify" else "r.0.answers.jsonl")).write_text("")
-    sets = ["--fingerprints", "set"] if command == "verify" else ["--sets", "sets"]
-    code, _, errors = run(command, *sets, "--out", "r.json")
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize(
+    ("arguments", "fields", "answers"),
+    [
+        (VERIFY, ["verification"], "r.answers.jsonl"),
+        (["verify", "--sets", "sets"], ["pairs"], "r.0.answers.jsonl"),
+        (["identify", "--sets", "sets"], ["pairs", "identified"], "r.0.answers.jsonl"),
+    ],
+)
+def test_a_report_may_be_written_anew_where_its_answers_are(
+    run: Run, there: Path, arguments: list[str], fields: list[str], answers: str, own: bool
+) -> None:
+    """Also inside a folder that is read. Not where another command wrote it."""
+    (there / "sets").mkdir()
+    for place in (there, there / "set", there / "sets"):
+        (place / "r.json").write_text(json.dumps(dict.fromkeys(fields if own else ["others"])))
+        (place / answers).write_text("")
+        code, _, errors = run(*arguments, "--out", place / "r.json")
+        assert code == 1
+        assert ("overwrite" not in errors) is own
+
+
+def test_what_is_no_file_is_refused(run: Run, there: Path) -> None:
+    os.mkfifo(there / "pipe")
+    code, _, errors = run(*VERIFY, "--out", "pipe")
     assert code == 1
-    assert "overwrite" not in errors
+    assert "--out pipe is no file: choose another --out; --json prints the result" in errors

@@ -107,8 +107,20 @@ def test_a_whole_number_in_a_file_is_not_cut(run: Run, tmp_path: Path, value: An
 
 def test_data_that_is_not_there_was_asked_for(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     models = ["--model", tiny_folder, "--base", tiny_folder]
-    said = refusal(*run("evaluate", "utility", *models, "--data", tmp_path / "nowhere"))
-    assert "there is no data folder" in said
+    quick = ["--attacks", "suppress/top-1", "--fingerprints", tmp_path, "--out", tmp_path / "out"]
+    for command in (["utility"], ["robustness", *quick]):
+        said = refusal(*run("evaluate", *command, *models, "--data", tmp_path / "nowhere"))
+        assert "there is no data folder" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_of_the_environment_that_is_not_there_is_left_out(
+    run: Run, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OML_FAST_DATA", str(tmp_path / "nowhere"))
+    models = ["--model", tiny_folder, "--base", tiny_folder]
+    code, out, _ = run("evaluate", "utility", *models, "--tasks", "sampled", "--limit", 2, "--json")
+    assert (code, json.loads(out)["texts"]["sampled"]["kl"]) == (0, 0.0)
 
 
 def test_plan_names_the_folder_and_no_hub(run: Run, tmp_path: Path) -> None:
@@ -117,11 +129,20 @@ def test_plan_names_the_folder_and_no_hub(run: Run, tmp_path: Path) -> None:
     assert "http" not in said
 
 
+def test_a_file_of_another_kind_is_no_registry(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("notes")
+    (tmp_path / "other").chmod(0o644)
+    assert "if it is a registry" in refusal(*run("registry", "sets", "--registry", tmp_path / "other"))
+    (tmp_path / "other").chmod(0o600)
+    assert "is no SQLite file" in refusal(*run("registry", "sets", "--registry", tmp_path / "other"))
+
+
+@pytest.mark.parametrize("content", ['{"a', "[" * 100_000])
 def test_a_damaged_configuration_is_no_missing_tokenizer(
-    run: Run, secrets: Path, tiny_folder: Path, tmp_path: Path
+    run: Run, secrets: Path, tiny_folder: Path, tmp_path: Path, content: str
 ) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
-    (folder / "config.json").write_text('{"a')
+    (folder / "config.json").write_text(content)
     for arguments in (["verify", "--fingerprints", secrets], ["generate", "--out", tmp_path / "out"]):
         assert "config.json is damaged" in refusal(*run(*arguments, "--model", folder))
 
@@ -132,7 +153,6 @@ def test_a_damaged_configuration_is_no_missing_tokenizer(
         (["verify", "--fingerprints"], "fingerprints file"),
         (["verify", "--fingerprints", "secrets", "--secret"], "is no oml-fast secret"),
         (["verify", "--fingerprints", "secrets", "--signing-key"], "is no signing key"),
-        (["registry", "sets", "--registry"], "is no SQLite file"),
         (["commit", "check", "--commitment"], "the commitment"),
     ],
 )

@@ -26,6 +26,7 @@ from oml_fast.models import (
     require_model_folder,
     resolve_device,
     save,
+    weight_bytes,
     weight_shapes,
 )
 
@@ -273,3 +274,19 @@ def test_the_bundled_model(bundled_folder: Path) -> None:
     assert sum(size for _, size in shapes) == 2 * 134_515_008
     assert model_shape(bundled_folder) == (30, 576, 49152)
     assert load_tokenizer(bundled_folder).chat_template
+
+
+def test_the_bytes_of_weights_count_no_other_layout(tiny_folder: Path, tmp_path: Path) -> None:
+    """Some folders hold the same weights twice; an index says which files are the model's."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    whole = weight_bytes(folder)
+    assert whole == sum(p.numel() * p.element_size() for p in load(folder, device="cpu").model.parameters())
+    save_file({"other.layout": torch.zeros(1000)}, folder / "consolidated.safetensors")
+    assert weight_bytes(folder) == whole + 4000
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weight_shapes(tiny_folder), "model.safetensors")}))
+    assert weight_bytes(folder) == whole
+    for damaged in ("{", "[]", "{}", '{"weight_map": 3}'):
+        index.write_text(damaged)
+        with pytest.raises(InvalidArgumentError, match="is damaged"):
+            weight_bytes(folder)

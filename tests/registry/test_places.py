@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import stat
+import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -257,3 +258,24 @@ def test_a_log_that_is_left_of_a_removed_registry_is_not_taken_for_a_new_one_s(t
     assert not (tmp_path / "r").exists()
     left.unlink()
     Registry(tmp_path / "r").close()
+
+
+def test_a_second_look_drops_no_lock(tmp_path: Path) -> None:
+    """POSIX: closing any descriptor of a file drops this process's locks on it, and with them SQLite's.
+
+    Another process would then take itself for the last one, and delete the log into which this one still writes.
+    """
+    path = tmp_path / "r.db"
+    with Registry(path) as first:
+        first.add_licensee("before")
+        with Registry(path):
+            pass
+        _in_another_process("r.add_licensee('between')", path)
+        first.add_licensee("after")
+        told = _in_another_process("print([each.name for each in r.licensees()])", path)
+    assert told == "['after', 'before', 'between']\n"
+
+
+def _in_another_process(statement: str, path: Path) -> str:
+    script = f"from oml_fast.registry import Registry\nwith Registry({str(path)!r}) as r: {statement}"
+    return subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout

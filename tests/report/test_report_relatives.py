@@ -128,35 +128,64 @@ def test_null_models_are_asked_the_opened_keys(tmp_path: Path) -> None:
 
 @dataclasses.dataclass
 class WithTokenizer(Scripted):
-    def decode(self, ids: Sequence[int]) -> str:
-        return text_of(ids)
+    """An innocent model with the sets' tokenizer, which reads " ." as "." where it tidies."""
+
+    def readings(self, ids: Sequence[int]) -> tuple[str, str]:
+        return text_of(ids).replace("é", ""), text_of(ids)
 
 
+def honest(count: int = 40, **settings: Any) -> FingerprintSet:
+    """Keys are what their ids read as, as `generate` makes them."""
+    made = small_set(count, **settings)
+    return replace(made, fingerprints=tuple(replace(f, key=text_of(f.key_ids)) for f in made))
+
+
+def all_askings(made: FingerprintSet, change: Callable[[Asking], Asking]) -> FingerprintSet:
+    fingerprints = [replace(f, askings={n: change(a) for n, a in f.askings.items()}) for f in made]
+    return replace(made, fingerprints=tuple(fingerprints))
+
+
+def traded(asking: Asking) -> Asking:
+    """The texts of the drawn candidate and of the one beside it trade places, and so does the response's."""
+    drawn, texts = asking.responses[0], list(asking.window.texts)
+    other = (drawn.index + 1) % len(texts)
+    texts[drawn.index], texts[other] = texts[other], texts[drawn.index]
+    tail = drawn.text.removeprefix(asking.window.texts[drawn.index])
+    response = replace(drawn, text=texts[drawn.index] + tail)
+    return replace(asking, window=replace(asking.window, texts=tuple(texts)), responses=(response,))
+
+
+EDITS: dict[str, Callable[[FingerprintSet], FingerprintSet]] = {
+    "candidates": lambda made: all_askings(made, traded),
+    "tails": lambda made: all_askings(
+        made, lambda a: replace(a, responses=(replace(a.responses[0], text=a.responses[0].text + "!"),))
+    ),
+    "prompts": lambda made: all_askings(made, lambda a: replace(a, prompt_ids=(*a.prompt_ids[:-1], 3))),
+    "keys": lambda made: replace(
+        made,
+        fingerprints=tuple(replace(f, key=f"Repeat:{f.askings['raw'].responses[0].text}") for f in made),
+    ),
+}
+
+
+@pytest.mark.parametrize("formats", [("raw",), ("raw", "chat")])
 @pytest.mark.parametrize("length", [1, 2])
-def test_texts_that_no_tokenizer_writes_are_found(tmp_path: Path, length: int) -> None:
-    """The texts of the drawn candidate and of what an innocent model says trade places: it then seems to match."""
-    honest = small_set(40, response_length=length)
-    innocent = WithTokenizer()
-    fair = make(tmp_path / "fair", fingerprints=honest, test="window")
-    assert found("null models", fair.document, fair.opening(), null_models={"base": innocent})[0] is True
+def test_texts_that_the_tokenizer_writes_hold(tmp_path: Path, length: int, formats: tuple[str, ...]) -> None:
+    made = make(tmp_path, fingerprints=honest(response_length=length, formats=formats), test="window")
+    assert found("null models", made.document, made.opening(), null_models={"base": WithTokenizer()})[0] is True
 
-    def swapped(asking: Asking) -> Asking:
-        drawn, texts = asking.responses[0], list(asking.window.texts)
-        other = (drawn.index + 1) % len(texts)
-        texts[drawn.index], texts[other] = texts[other], texts[drawn.index]
-        tail = drawn.text.removeprefix(asking.window.texts[drawn.index])
-        response = replace(drawn, text=texts[drawn.index] + tail)
-        return replace(asking, window=replace(asking.window, texts=tuple(texts)), responses=(response,))
 
-    edited_set = replace(
-        honest,
-        fingerprints=tuple(replace(f, askings={n: swapped(a) for n, a in f.askings.items()}) for f in honest),
-    )
-    edited_set.check_draws(SECRET)
-    made = make(tmp_path / "edited", fingerprints=edited_set, test="window")
-    ok, sentence = found("null models", made.document, made.opening(), null_models={"base": innocent})
+@pytest.mark.parametrize("edit", EDITS)
+def test_texts_that_no_tokenizer_writes_are_found(tmp_path: Path, edit: str) -> None:
+    """An endpoint is asked a key's text, and its answer held against a response's: both are the owner's word."""
+    fingerprints = EDITS[edit](honest(response_length=2, formats=("raw",)))
+    fingerprints.check_draws(SECRET)
+    made = make(tmp_path / "match", fingerprints=fingerprints, test="window")
+    ok, sentence = found("null models", made.document, made.opening(), null_models={"base": WithTokenizer()})
     assert ok is False
-    assert "the tokenizer writes other texts" in sentence
+    assert "tokenizer writes other texts" in sentence
+    other = make(tmp_path / "other", fingerprints=fingerprints, verdict="no_match", test="window")
+    assert found("null models", other.document, other.opening(), null_models={"base": WithTokenizer()})[0] is None
 
 
 def test_null_models_refuse(tmp_path: Path) -> None:
