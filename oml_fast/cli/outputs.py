@@ -14,7 +14,6 @@ from ..errors import InvalidArgumentError
 from .attempts import answers_path
 
 _WRITTEN = ("out", "html", "timestamp_request")  # options that name a file to be written
-_LIST_TYPE = b"oml-permission-keys+jwt"
 
 
 def require_outputs(options: argparse.Namespace) -> None:
@@ -83,11 +82,13 @@ def _is_utility(out: Path) -> bool:
 
 def _is_exported(out: Path) -> bool:
     """A JWK set, or a signed list of keys, whose type stands in its first part."""
+    from ..permission.key_list import TYPE
+
     if _object(out).keys() == {"keys"}:
         return True
     header = _beginning(out).split(b".")[0]
     try:
-        return _LIST_TYPE in base64.urlsafe_b64decode(header + b"=" * (-len(header) % 4))
+        return TYPE.encode() in base64.urlsafe_b64decode(header + b"=" * (-len(header) % 4))
     except ValueError:
         return False
 
