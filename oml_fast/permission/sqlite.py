@@ -263,13 +263,26 @@ def _connect(path: Path) -> sqlite3.Connection:
         raise InvalidArgumentError(f"the store {path} can be used by others (mode {mode:04o}): chmod 600 {path}")
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(connection)
         connection.execute("PRAGMA synchronous = FULL")  # until the boot is on the disk, before the first nonce
         connection.execute("PRAGMA secure_delete = ON")  # an answer that is forgotten is gone from the file
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch a new file to write-ahead logging. Where several processes do, SQLite refuses all but one at once."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
 
 
 def _set_pace(connection: sqlite3.Connection, durable: bool) -> None:
