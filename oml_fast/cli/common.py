@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from ..evaluate.data import Data
     from ..fingerprint import FingerprintSet
     from ..models import LanguageModel, Ranks
 
@@ -176,6 +177,17 @@ def load_fingerprints(path: Path) -> FingerprintSet:
     from ..fingerprint import FingerprintSet
 
     return FingerprintSet.load(path / "fingerprints.json" if path.is_dir() else path)
+
+
+def public_data(options: argparse.Namespace) -> Data:
+    """The data that `--data` names, which must be there, or the environment, which may name none that is."""
+    from .. import settings
+    from ..evaluate.data import Data
+
+    data = Data(options.data or settings.data_dir())
+    if options.data is not None:
+        data.require_folder()
+    return data
 
 
 def finish(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:

@@ -15,6 +15,7 @@ from .common import (
     model_folder,
     names,
     prepare,
+    public_data,
     resolved,
     say,
 )
@@ -81,12 +82,10 @@ def run(options: argparse.Namespace) -> None:
 
 def make(options: argparse.Namespace) -> Robustness:
     """Run the battery; write the result, the table and the plots."""
-    from .. import settings
     from ..evaluate import plots
     from ..evaluate.attack import Scene
     from ..evaluate.attacks import QUICK, choose
     from ..evaluate.battery import robustness
-    from ..evaluate.data import Data
     from ..evaluate.report import text
     from ..files import require_writable, write_atomic, write_json
 
@@ -98,9 +97,7 @@ def make(options: argparse.Namespace) -> Robustness:
         attacks = tuple(attack for attack in attacks if "sibling" not in attack.needs)
         if named:
             say(f"left out, since they need another fingerprinted copy of the base (--sibling): {named}")
-    data = Data(options.data or settings.data_dir())
-    if options.data is not None:
-        data.require_folder()
+    data = public_data(options)
     require_writable(options.out / _RESULT)
     fingerprints = load_fingerprints(options.fingerprints)
     others = [load_fingerprints(path) for path in options.others or ()]

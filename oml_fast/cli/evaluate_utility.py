@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_device_options, finish, load_model, model_folder, names, prepare, say, table
+from .common import add_device_options, finish, load_model, model_folder, names, prepare, public_data, say, table
 
 if TYPE_CHECKING:
     from ..evaluate.utility import Utility
@@ -41,16 +41,11 @@ def run(options: argparse.Namespace) -> None:
 
 def make(options: argparse.Namespace) -> Utility:
     """Measure, and write the report where `--out` says."""
-    from .. import settings
     from ..files import require_writable, write_json
 
     if options.out:
         require_writable(options.out)
-    from ..evaluate.data import Data
-
-    data = Data(options.data or settings.data_dir())
-    if options.data is not None:
-        data.require_folder()
+    data = public_data(options)
     prepare()
     from ..evaluate.utility import utility
 

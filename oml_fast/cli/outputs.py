@@ -61,15 +61,11 @@ def _is_report(out: Path) -> bool:
     """A report, or a result of many pairs, with its answers: the journal tells whether they are this verification's."""
     found = _object(out).keys()
     one = "verification" in found and answers_path(out).exists()
-    return one or ("pairs" in found and "identified" not in found and _pair_answers(out).exists())
+    return one or ("pairs" in found and "identified" not in found and answers_path(out, 0).exists())
 
 
 def _is_identified(out: Path) -> bool:
-    return {"pairs", "identified"} <= _object(out).keys() and _pair_answers(out).exists()
-
-
-def _pair_answers(out: Path) -> Path:
-    return answers_path(out, 0)
+    return {"pairs", "identified"} <= _object(out).keys() and answers_path(out, 0).exists()
 
 
 def _is_page(html: Path) -> bool:
